@@ -1,0 +1,174 @@
+"""What a network takes in, and how a decoded sample is made into it: image geometry, or tokens.
+
+A teacher and a student each have such an input. Geometry is decided here and is uint8; scaling to floats with mean and
+standard deviation is the network's own affair and happens on its device.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from featurecache.errors import UsageError
+from featurecache.fingerprint import hash_json
+from featurecache.types import Decoded, Json, Modality
+
+if TYPE_CHECKING:
+    import tokenizers
+    from torch import Tensor
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageInput", "Input", "Inputs", "Prepared", "TextInput", "input_from_json"]
+
+Prepared: TypeAlias = "np.ndarray | list[int]"
+"""One prepared sample: uint8 (3, height, width), or token ids."""
+Inputs: TypeAlias = "Mapping[str, Tensor]"
+"""A batch: {"images": uint8 (batch, 3, height, width)} or {"ids": int64 (batch, tokens), "mask": bool, same shape}."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
+
+
+class Input(Protocol):
+    """How decoded samples become a batch. `prepare` runs in loader workers, so an input can be pickled."""
+
+    modality: Modality
+
+    def prepare(self, data: Decoded) -> Prepared: ...
+
+    def collate(self, items: Sequence[Prepared]) -> Inputs: ...
+
+    def to_json(self) -> Json:
+        """All that decides what the network sees, as plain JSON: part of a cache's identity."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """A square image: the shorter side resized to size / crop_pct, then the centre cut out, as timm evaluates."""
+
+    size: int = 224
+    """Pixels a side."""
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    """"bilinear", "bicubic" or "nearest", antialiased."""
+    crop_mode: str = "center"
+    """"center", or "squash": both sides resized to size / crop_pct without keeping their ratio."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    modality: Modality = field(default="image", init=False)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _RESAMPLING:
+            raise UsageError(f"unknown interpolation {self.interpolation!r}", hint=f"known: {', '.join(_RESAMPLING)}")
+        if self.crop_mode not in ("center", "squash"):
+            raise UsageError(f"unknown crop mode {self.crop_mode!r}", hint="known: center, squash")
+        if not 0 < self.crop_pct <= 1 or self.size < 1:
+            raise UsageError(f"no image input has size {self.size} and crop_pct {self.crop_pct}")
+
+    def prepare(self, data: Decoded) -> np.ndarray:
+        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the plain evaluation view, view 0."""
+        assert isinstance(data, np.ndarray)
+        image = Image.fromarray(data)
+        scaled = int(self.size / self.crop_pct)  # timm rounds down too
+        width, height = (scaled, scaled) if self.crop_mode == "squash" else _shorter_side(image.size, scaled)
+        image = image.resize((width, height), _RESAMPLING[self.interpolation])
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def collate(self, items: Sequence[Prepared]) -> Inputs:
+        """Stack to {"images": uint8 (batch, 3, size, size)}."""
+        import torch
+
+        return {"images": torch.from_numpy(np.stack(items))}
+
+    def normalise(self, images: "Tensor") -> "Tensor":
+        """uint8 (batch, 3, size, size) -> float32, scaled to [0, 1], less mean, over std, on the images' device."""
+        import torch
+
+        scale = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
+        shift = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
+        return (images.float() - shift) / scale
+
+    def to_json(self) -> Json:
+        """Every field, and the kind."""
+        fields = asdict(self)
+        return {**fields, "mean": list(self.mean), "std": list(self.std), "kind": "image"}
+
+
+def _shorter_side(size: tuple[int, int], target: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return target, int(target * height / width)
+    return int(target * width / height), target
+
+
+class TextInput:
+    """Tokens of a fast tokenizer, cut at `max_length` and padded to the longest of the batch."""
+
+    modality: Modality = "text"
+
+    def __init__(self, tokenizer_json: str, *, max_length: int = 128) -> None:
+        """`tokenizer_json` is the text of a `tokenizer.json`; it is data, no code of it is run."""
+        self.tokenizer_json = tokenizer_json
+        self.max_length = max_length
+        self._tokenizer: tokenizers.Tokenizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokenizer_json": self.tokenizer_json, "max_length": self.max_length, "_tokenizer": None}
+
+    @property
+    def tokenizer(self) -> "tokenizers.Tokenizer":
+        """The tokenizer itself, truncating at max_length and never padding."""
+        if self._tokenizer is None:
+            import tokenizers
+
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.max_length)
+        return self._tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def padding_id(self) -> int:
+        """The id that pads: [PAD], <pad>, or 0 where the vocabulary has neither (the mask hides it anyway)."""
+        ids = (self.tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+        return next((number for number in ids if number is not None), 0)
+
+    def prepare(self, data: Decoded) -> list[int]:
+        """Token ids of one text, special tokens included."""
+        assert isinstance(data, str)
+        return self.tokenizer.encode(data).ids
+
+    def collate(self, items: Sequence[Prepared]) -> Inputs:
+        """Pad to {"ids": int64 (batch, longest), "mask": bool (batch, longest)}."""
+        import torch
+
+        longest = max(map(len, items))
+        ids = np.full((len(items), longest), self.padding_id, np.int64)
+        mask = np.zeros((len(items), longest), bool)
+        for row, item in enumerate(items):
+            ids[row, : len(item)] = item
+            mask[row, : len(item)] = True
+        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+
+    def to_json(self) -> Json:
+        """The tokenizer's hash and the length limit."""
+        return {"kind": "text", "tokenizer_sha256": hash_json(self.tokenizer_json), "max_length": self.max_length}
+
+
+def input_from_json(value: Mapping[str, Any], tokenizer_json: str | None = None) -> ImageInput | TextInput:
+    """The input that `to_json` described; a text input needs its tokenizer beside it. Raises UsageError."""
+    if value["kind"] == "image":
+        fields = {name: item for name, item in value.items() if name not in ("kind", "modality")}
+        return ImageInput(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+    if tokenizer_json is None:
+        raise UsageError("a text input needs its tokenizer.json")
+    return TextInput(tokenizer_json, max_length=value["max_length"])

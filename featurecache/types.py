@@ -1,0 +1,118 @@
+"""The nouns that every part of the project shares: samples, outputs, arrays and sparse logits."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "NO_LABEL",
+    "ArraySpec",
+    "Decoded",
+    "Dtype",
+    "Json",
+    "Modality",
+    "OutputSpec",
+    "Reason",
+    "Sample",
+    "SparseLogits",
+]
+
+Modality = Literal["image", "text"]
+Dtype = Literal["float32", "float16", "uint8", "uint16", "uint64", "int32", "int64"]
+Decoded: TypeAlias = "np.ndarray | str"
+Json: TypeAlias = Any
+
+NO_LABEL = -1
+"""The stored label of a sample that has none."""
+
+
+class Reason(enum.IntEnum):
+    """Why a row is invalid; the numbers are part of format 1 and never change their meaning."""
+
+    VALID = 0
+    UNREADABLE = 1
+    """The record or file could not be read."""
+    CORRUPT_IMAGE = 2
+    """The image is truncated, damaged, or of a format that is not accepted."""
+    IMAGE_TOO_LARGE = 3
+    """More pixels than the decompression-bomb limit."""
+    NOT_UTF8 = 4
+    """The text is not valid UTF-8."""
+    EMPTY_TEXT = 5
+    """The text is empty or white space."""
+    NOT_FINITE = 6
+    """The teacher's output is not finite in its encoding (NaN, or beyond float16)."""
+
+    @property
+    def text(self) -> str:
+        """The reason in words."""
+        return self.name.lower().replace("_", " ").replace("utf8", "UTF-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample as its source holds it: not yet decoded, so that reading never fails on bad content."""
+
+    key: str
+    """Unique in its source and stable between runs and machines."""
+    encoded: bytes
+    """The file's bytes (JPEG, PNG, ...) for an image; the UTF-8 bytes for a text."""
+    label: int | None = None
+    """Class index, or None where the source has no label for it."""
+    problem: Reason = Reason.VALID
+    """Set by a source that could not read the sample at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One thing a teacher gives for each sample."""
+
+    name: str
+    """"embedding" or "logits"."""
+    shape: tuple[int, ...]
+    """Without view and sample axes: (768,) for an embedding, (classes,) for logits."""
+    classes: tuple[str, ...] = ()
+    """Class names of logits in order, where they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One plain Zarr array of a part: [view, sample, *shape], or [sample, *shape] where `has_views` is false."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...] = ()
+    """Trailing axes, without view and sample."""
+    has_views: bool = True
+    dimensions: tuple[str, ...] = field(default=())
+    """Names of the trailing axes, for Zarr's dimension_names."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class SparseLogits:
+    """The k largest of `size` logits for each row, with the logsumexp of the whole row at some temperatures."""
+
+    values: "Tensor"
+    """float (batch, k), largest first."""
+    indices: "Tensor"
+    """int64 (batch, k)."""
+    logsumexp: "Tensor"
+    """float32 (batch, temperatures): logsumexp(logits / T) over all classes."""
+    temperatures: tuple[float, ...]
+    size: int
+    """Number of classes."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "SparseLogits":
+        """The same on another device (arguments as of `Tensor.to`; dtypes are kept)."""
+        moved = (tensor.to(*args, **kwargs) for tensor in (self.values, self.indices, self.logsumexp))
+        return SparseLogits(*moved, temperatures=self.temperatures, size=self.size)

@@ -1,0 +1,60 @@
+"""The contract of an objective, and the batch that it reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from featurecache.inputs import Inputs
+from featurecache.types import SparseLogits
+
+__all__ = ["Batch", "Dimensions", "Objective"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One training batch; every tensor is on the student's device."""
+
+    inputs: Inputs
+    """What the student takes in."""
+    targets: Mapping[str, Tensor | SparseLogits]
+    """Teacher outputs by name, float32 (batch, *shape) or sparse logits."""
+    labels: Tensor
+    """int64 (batch,): class index, or NO_LABEL where there is none or it may not be used."""
+    rows: Tensor
+    """int64 (batch,): row numbers in the cache."""
+    bank: Mapping[str, Tensor] = field(default_factory=dict)
+    """Targets of other rows, float32 (negatives, *shape), none of them in `rows`; empty unless an objective asks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimensions:
+    """Widths that an objective may need to make its projectors."""
+
+    features: int
+    """Width of the student's pooled features."""
+    targets: Mapping[str, int]
+    """Width of each teacher output."""
+
+
+class Objective(Protocol):
+    """A scalar loss between a student and cached targets; an `nn.Module`, since it may own projectors.
+
+    Its parameters are optimised and checkpointed with the student and never exported. It is made as
+    `Class(dimensions, **options)`, where the options are keyword-only numbers with defaults.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    """Authors, venue, arXiv number."""
+    needs: ClassVar[tuple[str, ...]]
+    """Teacher outputs that must be in `batch.targets`, or "labels"."""
+    heads: ClassVar[tuple[str, ...]]
+    """Student outputs that it reads besides "features": "logits", "embedding" (as wide as the target), "labels"."""
+    bank_rows: int
+    """How many other cached rows it wants in `batch.bank`; 0 for none."""
+
+    def __call__(self, student: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The mean over the batch, a scalar. `student` has "features" (batch, features) and the heads, float32."""
+        ...
