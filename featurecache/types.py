@@ -1,7 +1,7 @@
 """The nouns that every part of the project shares: samples, outputs, arrays and sparse logits."""
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -82,20 +82,22 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One plain Zarr array of a part: [view, sample, *shape], or [sample, *shape] where `has_views` is false."""
+    """One plain Zarr array of a part: [view, sample, *shape], or [sample, *shape] in a part without views."""
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...] = ()
     """Trailing axes, without view and sample."""
-    has_views: bool = True
-    dimensions: tuple[str, ...] = field(default=())
+    dimensions: tuple[str, ...] = ()
     """Names of the trailing axes, for Zarr's dimension_names."""
+    longest: int = 0
+    """Above 0 the array is ragged: rows of at most this many elements, packed end to end within each shard."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        """Bytes of one row; of the longest possible one in a ragged array."""
+        elements = int(np.prod(self.shape, dtype=np.int64)) * max(self.longest, 1)
+        return elements * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,272 @@
+"""Format 1: what a part is, how its arrays are cut into shards, and where everything has its place.
+
+`docs/format.md` says the same in prose. Nothing here reads or writes a file.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from featurecache.errors import CorruptCacheError, UsageError
+from featurecache.fingerprint import hash_json
+from featurecache.types import ArraySpec, Json, OutputSpec, Reason
+
+__all__ = [
+    "FORMAT",
+    "GROUP",
+    "REASON",
+    "VALID",
+    "EncodedOutput",
+    "PartSpec",
+    "Shard",
+    "array_metadata",
+    "check_name",
+    "inner_rows",
+    "part_from_json",
+    "rows_per_shard",
+    "shard_key",
+]
+
+FORMAT = 1
+
+VALID = ArraySpec("valid", "uint8")
+"""1 where the row holds outputs, 0 where the sample could not be decoded or its output is not finite."""
+REASON = ArraySpec("reason", "uint8")
+"""The `types.Reason` of a row."""
+
+GROUP: Json = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*")
+_RESERVED = {"assets", "seals", "c", "zarr.json", "cache.json", "part.json"}
+_MAX_SHARD_BYTES = 64 * 2**20
+_INNER_BYTES = 512 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows [start, stop) of one view: the unit of work, commit and resume, over all arrays of a part."""
+
+    view: int
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedOutput:
+    """One output of a part and how it is kept."""
+
+    output: OutputSpec
+    encoding: str
+
+    def to_json(self) -> Json:
+        """As it stands in part.json."""
+        return {
+            "name": self.output.name,
+            "shape": list(self.output.shape),
+            "classes": list(self.output.classes),
+            "encoding": self.encoding,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSpec:
+    """All that part.json says: what a part is, how it was made, and how its rows are cut into shards."""
+
+    name: str
+    kind: str
+    """"rows", "teacher" or "probe"."""
+    split: str
+    rows: int
+    identity: Json
+    """What the part should be; its hash is the recipe_id."""
+    arrays: tuple[ArraySpec, ...] = ()
+    views: tuple[int, int] | None = None
+    """First view and one past the last; None for a part that has no view axis."""
+    outputs: tuple[EncodedOutput, ...] = ()
+    facts: Json = field(default_factory=dict)
+    """What the reader needs besides: class names, the network's input, ..."""
+    provenance: Json = field(default_factory=dict)
+    """How it came about (versions, time): never part of the identity."""
+
+    def __post_init__(self) -> None:
+        check_name(self.split, "split")
+        check_name(self.name, "part")
+        for array in self.arrays:
+            check_name(array.name, "array")
+
+    @property
+    def prefix(self) -> str:
+        """Where the part's objects are."""
+        return f"{self.split}/{self.name}"
+
+    @property
+    def recipe_id(self) -> str:
+        """SHA-256 of the identity: the same whenever the part should be the same."""
+        return hash_json(self.identity)
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Rows of every shard but the last."""
+        return rows_per_shard(self.rows, self.arrays)
+
+    def shards(self) -> list[Shard]:
+        """Every shard of the part, view by view; none for a part without arrays."""
+        step = self.rows_per_shard
+        starts = range(0, self.rows, step) if self.arrays else ()
+        views = range(*self.views) if self.views else range(1)
+        return [Shard(v, n, start, min(start + step, self.rows)) for v in views for n, start in enumerate(starts)]
+
+    def array(self, name: str) -> ArraySpec:
+        """The array of that name. Raises UsageError."""
+        found = next((array for array in self.arrays if array.name == name), None)
+        if found is None:
+            raise UsageError(f"{self.prefix} has no array {name!r}")
+        return found
+
+    def to_json(self) -> Json:
+        """The content of part.json."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "kind": self.kind,
+            "split": self.split,
+            "rows": self.rows,
+            "rows_per_shard": self.rows_per_shard,
+            "views": list(self.views) if self.views else None,
+            "recipe_id": self.recipe_id,
+            "identity": self.identity,
+            "arrays": [_array_to_json(array, self.rows_per_shard) for array in self.arrays],
+            "outputs": [output.to_json() for output in self.outputs],
+            "reasons": {str(int(reason)): reason.text for reason in Reason},
+            "facts": self.facts,
+            "provenance": self.provenance,
+        }
+
+
+def part_from_json(value: Json) -> PartSpec:
+    """The part that part.json describes. Raises CorruptCacheError where it does not fit format 1."""
+    try:
+        if value["format"] != FORMAT:
+            raise CorruptCacheError(f"format {value['format']!r} is unknown", hint="a newer featurecache may read it")
+        part = PartSpec(
+            name=value["name"],
+            kind=value["kind"],
+            split=value["split"],
+            rows=_count(value["rows"]),
+            identity=value["identity"],
+            arrays=tuple(_array_from_json(array) for array in value["arrays"]),
+            views=(_count(value["views"][0]), _count(value["views"][1])) if value["views"] else None,
+            outputs=tuple(_output_from_json(output) for output in value["outputs"]),
+            facts=value["facts"],
+            provenance=value["provenance"],
+        )
+        if part.recipe_id != value["recipe_id"] or part.rows_per_shard != value["rows_per_shard"]:
+            raise CorruptCacheError(f"part.json of {part.prefix} does not agree with itself")
+    except (KeyError, TypeError, IndexError, AttributeError, UsageError) as error:
+        raise CorruptCacheError(f"part.json does not describe a part of format {FORMAT}: {error}") from error
+    return part
+
+
+def check_name(name: str, kind: str) -> str:
+    """A name that may become a directory of a cache. Raises UsageError for any other."""
+    if not _NAME.fullmatch(name) or len(name) > 64 or name in _RESERVED:
+        hint = (
+            "names are lower-case letters, digits, '-', '_' and inner dots, begin with a letter, at most 64 characters"
+        )
+        raise UsageError(f"{name!r} cannot be the name of a {kind}", hint=hint)
+    return name
+
+
+def rows_per_shard(rows: int, arrays: Iterable[ArraySpec]) -> int:
+    """The largest power of two whose widest shard is at most 64 MiB, and at most max(1024, rows / 64)."""
+    widest = max((array.row_bytes for array in arrays), default=1)
+    most = min(max(1024, rows // 64), max(_MAX_SHARD_BYTES // widest, 1))
+    return 1 << (most.bit_length() - 1)
+
+
+def inner_rows(array: ArraySpec, shard_rows: int) -> int:
+    """Rows of an inner chunk: the power of two nearest below 512 KiB, at most a shard."""
+    most = max(_INNER_BYTES // array.row_bytes, 1)
+    return min(1 << (most.bit_length() - 1), shard_rows)
+
+
+def shard_key(part: PartSpec, array: ArraySpec, shard: Shard) -> str:
+    """The object that holds a shard of an array, named as Zarr's default chunk keys are."""
+    view = [shard.view - part.views[0]] if part.views else []
+    trailing = [0] * len(array.shape)
+    return f"{part.prefix}/{array.name}/c/" + "/".join(map(str, [*view, shard.index, *trailing]))
+
+
+def array_metadata(part: PartSpec, array: ArraySpec) -> Json:
+    """The array's zarr.json: sharded, uncompressed, little-endian, the index at the end with crc32c."""
+    per_row, step = max(array.longest, 1), part.rows_per_shard
+    # a ragged array is flat, with room for the longest row everywhere: its sample axis is made of whole shards
+    samples = math.ceil(part.rows / step) * step * per_row if array.longest else part.rows
+    view = [part.views[1] - part.views[0]] if part.views else []
+    one = [1] if part.views else []
+    dtype = np.dtype(array.dtype)
+    names = array.dimensions or [None] * len(array.shape)
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [*view, samples, *array.shape],
+        "data_type": array.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*one, step * per_row, *array.shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if dtype.kind == "f" else 0,
+        "codecs": [_sharding([*one, inner_rows(array, step) * per_row, *array.shape], dtype)],
+        "attributes": {},
+        "dimension_names": [*(["view"] if view else []), "element" if array.longest else "sample", *names],
+    }
+
+
+def _sharding(inner_shape: list[int], dtype: "np.dtype[Any]") -> Json:
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": inner_shape,
+            "codecs": [little if dtype.itemsize > 1 else {"name": "bytes"}],
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "end",
+        },
+    }
+
+
+def _array_to_json(array: ArraySpec, shard_rows: int) -> Json:
+    return {
+        "name": array.name,
+        "dtype": array.dtype,
+        "shape": list(array.shape),
+        "dimensions": list(array.dimensions),
+        "longest": array.longest,
+        "inner_rows": inner_rows(array, shard_rows),
+    }
+
+
+def _array_from_json(value: Json) -> ArraySpec:
+    if value["dtype"] not in ("float32", "float16", "uint8", "uint16", "uint64", "int32", "int64"):
+        raise CorruptCacheError(f"the data type {value['dtype']!r} is not part of format {FORMAT}")
+    shape = tuple(_count(size) for size in value["shape"])
+    return ArraySpec(value["name"], value["dtype"], shape, tuple(value["dimensions"]), _count(value["longest"]))
+
+
+def _output_from_json(value: Json) -> EncodedOutput:
+    shape = tuple(_count(size) for size in value["shape"])
+    return EncodedOutput(OutputSpec(value["name"], shape, tuple(value["classes"])), value["encoding"])
+
+
+def _count(value: Json) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**48:
+        raise CorruptCacheError(f"{value!r} is not a size")
+    return value

@@ -1,0 +1,127 @@
+"""One part as it lies on disk: arrays mapped when first used, each inner chunk's checksum compared when first touched."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import google_crc32c
+import numpy as np
+
+from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
+from featurecache.store.commit import CommitRecord, read_records
+from featurecache.store.layout import PartSpec, inner_rows, shard_key
+from featurecache.store.mapped import map_shards
+from featurecache.store.objects import LocalObjects
+from featurecache.types import ArraySpec
+
+__all__ = ["PartReader"]
+
+
+class PartReader:
+    """The committed rows of one part, as arrays."""
+
+    def __init__(self, objects: LocalObjects, part: PartSpec, *, trust: bool = False) -> None:
+        self.part = part
+        self._objects = objects
+        self._trust = trust
+        self._arrays: dict[str, _MappedArray] = {}
+
+    @cached_property
+    def records(self) -> dict[tuple[int, int], CommitRecord]:
+        """The committed shards, as they were when first asked for."""
+        return read_records(self._objects, self.part)
+
+    def take(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> np.ndarray:
+        """(rows, *shape): a copy of some rows of an array, in the order asked for."""
+        return self._mapped(array.name).take(self._slots(rows, view))
+
+    def whole(self, name: str, *, view: int = 0) -> np.ndarray:
+        """(rows of the split, *shape): a whole array."""
+        return self.take(self.part.array(name), np.arange(self.part.rows), view=view)
+
+    def elements(self, name: str, offsets: np.ndarray) -> list[np.ndarray]:
+        """Elements [start, stop) of a ragged array for each row of `offsets`, int64 (rows, 2)."""
+        mapped = self._mapped(name)
+        mapped.check_all()
+        flat = mapped.values.reshape(-1)
+        return [flat[start:stop] for start, stop in offsets]
+
+    def _mapped(self, name: str) -> "_MappedArray":
+        if name not in self._arrays:
+            self._arrays[name] = _MappedArray(
+                self._objects, self.part, self.part.array(name), self.records, self._trust
+            )
+        return self._arrays[name]
+
+    def _slots(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Where rows lie in the mapped range, which has whole shards for every view."""
+        first, stop = self.part.views or (view, view + 1)
+        if not first <= view < stop:
+            raise UsageError(f"{self.part.prefix} has views {first} to {stop - 1}, not {view}")
+        if rows.size and (rows.min() < 0 or rows.max() >= self.part.rows):
+            raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
+        shards = -(-self.part.rows // self.part.rows_per_shard)
+        return rows + (view - first) * shards * self.part.rows_per_shard
+
+
+class _MappedArray:
+    """One array over all its shards and views as an ndarray, with a note of what has been checked."""
+
+    def __init__(
+        self,
+        objects: LocalObjects,
+        part: PartSpec,
+        array: ArraySpec,
+        records: Mapping[tuple[int, int], CommitRecord],
+        trust: bool,
+    ) -> None:
+        shard_rows = part.rows_per_shard
+        self._inner_rows = inner_rows(array, shard_rows)
+        per_shard = shard_rows // self._inner_rows
+        shards = part.shards()
+        files = {}
+        self._name = f"{part.prefix}/{array.name}"
+        self._expected = np.full(
+            (len(shards), per_shard), -1, np.int64
+        )  # crc32c of each inner chunk; -1: no such chunk
+        for slot, shard in enumerate(shards):
+            record = records.get((shard.view, shard.index))
+            if record is None:
+                continue
+            key = shard_key(part, array, shard)
+            payload = next((payload for payload in record.payloads if payload.key == key), None)
+            if payload is None or len(payload.inner) > per_shard or objects.size(key) != payload.bytes:
+                raise CorruptCacheError(f"{key} is not the object that was committed")
+            self._expected[slot, : len(payload.inner)] = payload.inner
+            files[slot] = objects.path(key), len(payload.inner) * self._inner_rows * array.row_bytes
+        data = map_shards(files, slots=len(shards), slot_bytes=shard_rows * array.row_bytes)
+        row_shape = (array.longest,) if array.longest else array.shape
+        self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(len(shards) * shard_rows, *row_shape)
+        self._expected = self._expected.reshape(-1)
+        self._checked = np.full(self._expected.shape, trust) & (self._expected >= 0)
+
+    def take(self, slots: np.ndarray) -> np.ndarray:
+        """A copy of some rows; slots were range-checked by the caller."""
+        chunks = slots // self._inner_rows
+        if not self._checked[chunks].all():
+            self._check(np.unique(chunks[~self._checked[chunks]]))
+        # "clip" lets numpy write straight into the result; the range was checked above
+        return np.take(self.values, slots, axis=0, mode="clip")
+
+    def check_all(self) -> None:
+        """Check every chunk that was committed."""
+        self._check(np.flatnonzero((self._expected >= 0) & ~self._checked))
+
+    def _check(self, chunks: np.ndarray) -> None:
+        absent = chunks[self._expected[chunks] < 0]
+        if absent.size:
+            first = int(absent[0]) * self._inner_rows
+            hint = "run the same `fc extract` again to add them"
+            raise IncompleteError(
+                f"rows {first:,} to {first + self._inner_rows - 1:,} of {self._name} are not committed", hint=hint
+            )
+        for chunk in chunks:
+            rows = self.values[chunk * self._inner_rows : (chunk + 1) * self._inner_rows]
+            if google_crc32c.value(rows.tobytes()) != self._expected[chunk]:
+                first = int(chunk) * self._inner_rows
+                raise CorruptCacheError(f"rows from {first:,} of {self._name} are not what was committed (crc32c)")
+            self._checked[chunk] = True
