@@ -1,14 +1,14 @@
 """Every error the project raises on purpose: one class for each different reaction.
 
-    FeatureCacheError            exit code 1
-    ├── UsageError               2   the request is wrong: name, option, path
-    │   ├── UnknownNameError         no such teacher, student, objective, ...
-    │   ├── SourceError              the data set cannot be used as asked
-    │   └── TeacherError             the teacher cannot be loaded as asked
-    ├── IncompleteError          3   rows are missing, and running again can add them
-    ├── IdentityError            4   this is another teacher, data set or encoding
-    ├── CorruptCacheError        5   what is on disk is not what was committed
-    └── DiskFullError            6   no space, or over quota
+FeatureCacheError            exit code 1
+├── UsageError               2   the request is wrong: name, option, path
+│   ├── UnknownNameError         no such teacher, student, objective, ...
+│   ├── SourceError              the data set cannot be used as asked
+│   └── TeacherError             the teacher cannot be loaded as asked
+├── IncompleteError          3   rows are missing, and running again can add them
+├── IdentityError            4   this is another teacher, data set or encoding
+├── CorruptCacheError        5   what is on disk is not what was committed
+└── DiskFullError            6   no space, or over quota
 """
 
 import difflib

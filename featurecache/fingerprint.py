@@ -12,7 +12,16 @@ from featurecache.types import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["canonical_json", "content_hash", "hash_json", "hash_pixels", "hash_rows", "hash_tensors", "hash_unit", "key_hash"]
+__all__ = [
+    "canonical_json",
+    "content_hash",
+    "hash_json",
+    "hash_pixels",
+    "hash_rows",
+    "hash_tensors",
+    "hash_unit",
+    "key_hash",
+]
 
 
 def canonical_json(value: Json) -> bytes:

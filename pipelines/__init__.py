@@ -1,0 +1,24 @@
+"""Whole runs: a teacher and data in, a cache out; a cache in, a student and its report out."""
+
+import importlib
+from typing import Any
+
+# imported when first used, so that `fc --help` waits for nothing
+_PUBLIC = {
+    "describe_cache": "pipelines.describe",
+    "describe_progress": "pipelines.describe",
+    "evaluate_run": "pipelines.evaluate",
+    "extract_cache": "pipelines.extract_cache",
+    "finish": "pipelines.events",
+    "fit_probe": "pipelines.probe",
+    "fit_teacher": "pipelines.fit_teacher",
+    "train_student": "pipelines.train",
+}
+
+__all__ = list(_PUBLIC)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,7 +1,7 @@
 """The contract of an encoding: one output of a teacher to plain Zarr arrays and back."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from featurecache.types import ArraySpec, SparseLogits
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoding"]
 
 
+@runtime_checkable
 class Encoding(Protocol):
     """How one output is kept. `spec` is its text form ("float16", "topk:64"), part of a cache's identity."""
 

@@ -1,7 +1,7 @@
 """The contract of a source: a fixed, ordered set of encoded samples with random and sequential access."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from featurecache.types import Modality, Sample
 __all__ = ["Source"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A fixed, ordered set of samples. It can be pickled (loader workers get a copy) and opens files lazily.
 

@@ -94,7 +94,8 @@ class CacheReader:
         self.modality: Modality = rows.facts["modality"]
         self.class_names: tuple[str, ...] = tuple(rows.facts["class_names"])
         self.fingerprint: str = rows.identity["fingerprint"]
-        self.parts = {name: PartReader(cache.objects, part, trust=trust) for name, part in parts.items()}
+        teachers = {name: part for name, part in parts.items() if part.kind == "teacher"}
+        self.teachers = {name: PartReader(cache.objects, part, trust=trust) for name, part in teachers.items()}
         self._outputs = self._find_outputs()
 
     def __len__(self) -> int:
@@ -163,9 +164,7 @@ class CacheReader:
         """Teachers first, probes after: a probe's logits take the plain name, the teacher's stay "part/logits"."""
         found: dict[str, _Output] = {}
         probes = [PartReader(self.cache.objects, part) for part in self._probes()]
-        for part in [*self.parts.values(), *probes]:
-            if part.part.kind not in ("teacher", "probe"):
-                continue
+        for part in [*self.teachers.values(), *probes]:
             for encoded in part.part.outputs:
                 name = encoded.output.name
                 if name in found:
@@ -176,7 +175,7 @@ class CacheReader:
 
     def _probes(self) -> list[PartSpec]:
         """Probes of any split that were fitted on the teacher this split holds, oldest first."""
-        teachers = {part.part.facts.get("teacher_id") for part in self.parts.values() if part.part.kind == "teacher"}
+        teachers = {part.part.facts["teacher_id"] for part in self.teachers.values()}
         parts = [part for split in self.cache.splits for part in self.cache.parts(split) if part.kind == "probe"]
         fitting = [part for part in parts if part.facts["teacher_id"] in teachers]
         return sorted(fitting, key=lambda part: (part.facts["order"], part.name))
@@ -192,17 +191,13 @@ class CacheReader:
         if output.part.part.kind == "teacher":
             return [output.part]
         wanted = output.part.part.facts["teacher_id"]
-        return [part for part in self.parts.values() if part.part.facts.get("teacher_id") == wanted]
+        return [part for part in self.teachers.values() if part.part.facts["teacher_id"] == wanted]
 
     def _read(self, name: str, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
-        import torch
-
         output = self._find(name)
         if output.part.part.kind == "probe":
             return self._apply_head(output.part.part, rows, view)
-        encoding = make_encoding(output.encoded.encoding, output.encoded.output)
-        arrays = {array.name: torch.from_numpy(output.part.take(array, rows, view=view)) for array in encoding.arrays}
-        return encoding.decode(arrays)
+        return _decode(output.part, output.encoded, rows, view)
 
     def _apply_head(self, probe: PartSpec, rows: np.ndarray, view: int) -> "Tensor":
         """head(embedding): the probe's linear layer on the cached embedding, float32 (rows, classes)."""
@@ -210,11 +205,9 @@ class CacheReader:
 
         weight, bias = self._head(probe)
         wanted = probe.facts["teacher_id"]
-        part = next(part for part in self.parts.values() if part.part.facts.get("teacher_id") == wanted)
+        part = next(part for part in self.teachers.values() if part.part.facts["teacher_id"] == wanted)
         encoded = next(item for item in part.part.outputs if item.output.name == probe.facts["input"])
-        encoding = make_encoding(encoded.encoding, encoded.output)
-        arrays = {array.name: torch.from_numpy(part.take(array, rows, view=view)) for array in encoding.arrays}
-        features = encoding.decode(arrays)
+        features = _decode(part, encoded, rows, view)
         assert isinstance(features, torch.Tensor)
         return torch.addmm(bias, features, weight.T)
 
@@ -229,3 +222,10 @@ class CacheReader:
     @cached_property
     def _heads(self) -> "dict[str, tuple[Tensor, Tensor]]":
         return {}
+
+
+def _decode(part: PartReader, encoded: EncodedOutput, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
+    import torch
+
+    encoding = make_encoding(encoded.encoding, encoded.output)
+    return encoding.decode({a.name: torch.from_numpy(part.take(a, rows, view=view)) for a in encoding.arrays})

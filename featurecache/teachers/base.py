@@ -1,7 +1,7 @@
 """The contract of a teacher: a frozen network that is run once over a source."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from featurecache.inputs import ImageInput, Inputs, TextInput
 from featurecache.types import Json, OutputSpec
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Teacher"]
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """A frozen network: what it takes in, what it gives, and what it is."""
 

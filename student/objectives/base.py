@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,12 @@ class Batch:
     bank: Mapping[str, Tensor] = field(default_factory=dict)
     """Targets of other rows, float32 (negatives, *shape), none of them in `rows`; empty unless an objective asks."""
 
+    def dense(self, name: str) -> Tensor:
+        """A target that is never sparse: any but logits."""
+        target = self.targets[name]
+        assert isinstance(target, Tensor)
+        return target
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
@@ -38,6 +44,7 @@ class Dimensions:
     """Width of each teacher output."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A scalar loss between a student and cached targets; an `nn.Module`, since it may own projectors.
 

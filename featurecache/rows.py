@@ -1,0 +1,70 @@
+"""The first part of every split: which samples there are. It is written before any teacher runs."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from featurecache.fingerprint import content_hash, key_hash
+from featurecache.sources.base import Source
+from featurecache.store.layout import PartSpec, Shard
+from featurecache.store.objects import LocalObjects
+from featurecache.store.writer import CacheWriter, matching_part
+from featurecache.types import ArraySpec, Json
+
+__all__ = ["list_rows", "rows_identity"]
+
+
+def rows_identity(source: Source) -> Json:
+    """What decides whether two splits hold the same samples: keys and byte sizes, in order."""
+    return {"kind": "rows", "fingerprint": source.fingerprint(), "rows": len(source)}
+
+
+def list_rows(source: Source, objects: LocalObjects, split: str) -> Iterator[Shard]:
+    """Write the part "rows" of a split, yielding each shard that it commits.
+
+    Every sample's bytes are read once, for their hash. Raises IdentityError if the split holds other samples.
+    """
+    identity = rows_identity(source)
+    part = matching_part(objects, split, "rows", identity) or _part(source, split, identity)
+    writer = CacheWriter(objects, part)
+    for shard in writer.pending():
+        writer.write(shard, _rows(source, part, shard))
+        yield shard
+
+
+def _part(source: Source, split: str, identity: Json) -> PartSpec:
+    longest = max(len(key.encode()) for key in source.keys)
+    return PartSpec(
+        name="rows",
+        kind="rows",
+        split=split,
+        rows=len(source),
+        identity=identity,
+        arrays=(
+            ArraySpec("key_hash", "uint8", (16,), ("byte",)),
+            ArraySpec("key_text", "uint8", longest=longest),
+            ArraySpec("key_offsets", "int64", (2,), ("bound",)),
+            ArraySpec("label", "int32"),
+            ArraySpec("content_hash", "uint64"),
+        ),
+        facts={"modality": source.modality, "class_names": list(source.class_names)},
+    )
+
+
+def _rows(source: Source, part: PartSpec, shard: Shard) -> dict[str, np.ndarray]:
+    keys = source.keys[shard.start : shard.stop]
+    contents = [content_hash(sample.encoded) for sample in source.iter(shard.start, shard.stop)]
+    first = shard.index * part.rows_per_shard * part.array("key_text").longest
+    return {
+        "key_hash": np.frombuffer(b"".join(map(key_hash, keys)), np.uint8).reshape(-1, 16),
+        "key_text": np.frombuffer("".join(keys).encode(), np.uint8),
+        "key_offsets": _offsets(keys) + first,
+        "label": source.labels[shard.start : shard.stop],
+        "content_hash": np.array(contents, np.uint64),
+    }
+
+
+def _offsets(keys: Sequence[str]) -> np.ndarray:
+    """int64 (keys, 2): first byte and one past the last of each key, laid end to end."""
+    stops = np.cumsum([len(key.encode()) for key in keys], dtype=np.int64)
+    return np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)

@@ -1,0 +1,37 @@
+"""Where samples come from: folders of images, webdataset tars, text files, and data that needs no download."""
+
+from featurecache.registry import Registry
+from featurecache.sources.base import Source
+from featurecache.sources.decode import decode
+from featurecache.sources.digits import Digits
+from featurecache.sources.image_folder import ImageFolder
+from featurecache.sources.limited import Limited
+from featurecache.sources.resolve import location, open_data
+from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
+from featurecache.sources.tar_shards import TarShards
+from featurecache.sources.text_files import TextFiles
+
+__all__ = [
+    "SOURCES",
+    "Digits",
+    "ImageFolder",
+    "Limited",
+    "Source",
+    "SyntheticImages",
+    "SyntheticTexts",
+    "TarShards",
+    "TextFiles",
+    "decode",
+    "location",
+    "open_data",
+]
+
+SOURCES = Registry[Source](
+    "source",
+    image_folder="featurecache.sources.image_folder:ImageFolder",
+    tar_shards="featurecache.sources.tar_shards:TarShards",
+    text_files="featurecache.sources.text_files:TextFiles",
+    digits="featurecache.sources.digits:Digits",
+    synthetic="featurecache.sources.synthetic:SyntheticImages",
+    synthetic_text="featurecache.sources.synthetic:SyntheticTexts",
+)

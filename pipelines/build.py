@@ -1,0 +1,161 @@
+"""From a recipe to the parts of a training run: rows, student, objective, settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from featurecache.errors import UsageError
+from featurecache.inputs import ImageInput, TextInput
+from featurecache.sources import Source
+from featurecache.store.reader import CacheReader
+from featurecache.types import NO_LABEL
+from pipelines.events import default_device, default_workers
+from pipelines.load import open_samples, open_sealed, teacher_input
+from pipelines.recipe import TrainRecipe
+from student.data import CachedData, Joined, join
+from student.models.build import DEFAULT_STUDENTS, build_backbone
+from student.models.student import Student
+from student.objectives.base import Dimensions
+from student.objectives.weighted import WeightedSum, make_objective, parse_objective
+from student.selection import label_map, labelled_rows, validation_rows
+from student.trainer import TrainSettings
+
+__all__ = ["Rows", "TrainingRun", "build", "open_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a cache that a recipe may use, joined with their samples."""
+
+    reader: CacheReader
+    source: Source
+    input: ImageInput | TextInput
+    digest: str
+    objective: str
+    """The recipe's, or the default for what the cache holds."""
+    outputs: tuple[str, ...]
+    """Teacher outputs that the objective needs."""
+    joined: Joined
+    keys: Sequence[str]
+    """Of the joined rows."""
+    classes: np.ndarray | None
+    """The teacher's logit for each class of the data, or None if they do not correspond."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Everything `student.trainer.train` takes."""
+
+    student: Student
+    objective: WeightedSum
+    training: CachedData
+    validation: CachedData
+    settings: TrainSettings
+
+
+def open_rows(recipe: TrainRecipe) -> Rows:
+    """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
+    cache, digest = open_sealed(recipe.cache)
+    reader = cache.split(recipe.split)
+    source = open_samples(cache, recipe.split, recipe.data)
+    objective = recipe.objective or _default_objective(reader, source)
+    wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
+    outputs = tuple(name for name in reader.outputs if name in wanted)
+    joined = join(reader, source, outputs, missing=recipe.missing, max_invalid=recipe.max_invalid)
+    logits = reader.outputs.get("logits")
+    return Rows(
+        reader=reader,
+        source=source,
+        input=teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length),
+        digest=digest,
+        objective=objective,
+        outputs=outputs,
+        joined=joined,
+        keys=[source.keys[sample] for sample in joined.samples],
+        classes=label_map(source.class_names, logits.classes if logits else (), recipe.class_map),
+    )
+
+
+def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers: int | None = None) -> TrainingRun:
+    """Make the student and its data. Raises UsageError for an objective that this cache cannot serve."""
+    seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
+    torch.manual_seed(recipe.seed)
+    student, objective = _student(recipe, rows, has_labels=bool((seen != NO_LABEL).any()))
+    labels = rows.classes[seen] if rows.classes is not None and student.shared else seen
+    labels = np.where(seen == NO_LABEL, NO_LABEL, labels)
+    # rows without a label teach nothing where labels are all that the objective looks at
+    usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
+    held_out = validation_rows(rows.keys, recipe.validation)
+    loading = {
+        "outputs": rows.outputs,
+        "bank_rows": objective.bank_rows,
+        "device": device or default_device(),
+        "workers": default_workers() if workers is None else workers,
+    }
+    training = _data(rows, student, labels, usable & ~held_out, loading)
+    validation = _data(rows, student, labels, usable & held_out, loading)
+    if not len(training):
+        raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
+    return TrainingRun(student, objective, training, validation, _settings(recipe, training))
+
+
+def _student(recipe: TrainRecipe, rows: Rows, *, has_labels: bool) -> tuple[Student, WeightedSum]:
+    name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
+    backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
+    widths = {output: rows.reader.outputs[output].shape[0] for output in rows.outputs}
+    available = [*rows.reader.outputs, *(["labels"] if has_labels else [])]
+    objective = make_objective(rows.objective, Dimensions(features=backbone.features, targets=widths), available)
+    heads = {head: widths[head] for head in objective.heads if head != "labels"}
+    shared: dict[str, str] = {}
+    if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
+        shared["labels"] = "logits"  # one classifier learns from both, as in Hinton's distillation
+    elif "labels" in objective.heads:
+        heads["labels"] = len(rows.source.class_names)
+    return Student(backbone, heads, shared=shared), objective
+
+
+def _data(
+    rows: Rows, student: Student, labels: np.ndarray, chosen: np.ndarray, loading: Mapping[str, Any]
+) -> CachedData:
+    joined = rows.joined
+    return CachedData(
+        rows.source,
+        student.backbone.input,
+        samples=joined.samples[chosen],
+        labels=labels[chosen],
+        rows=joined.rows[chosen],
+        reader=rows.reader,
+        **loading,
+    )
+
+
+def _settings(recipe: TrainRecipe, training: CachedData) -> TrainSettings:
+    per_epoch = training.steps_per_epoch(recipe.batch_size)
+    return TrainSettings(
+        steps=recipe.steps or max(round(recipe.epochs * per_epoch), 1),
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate or (1e-3 if training.source.modality == "image" else 5e-4),
+        weight_decay=recipe.weight_decay,
+        warmup=recipe.warmup,
+        clip=recipe.clip,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    )
+
+
+def _default_objective(reader: CacheReader, source: Source) -> str:
+    """All that the cache's plain outputs and the data's labels can serve, each with weight 1."""
+    serves = {"logits": "kl", "embedding": "align-uniform"}
+    terms = [objective for output, objective in serves.items() if output in reader.outputs]
+    labelled = ["ce"] if (source.labels != NO_LABEL).any() else []
+    return ",".join([*terms, *labelled])
+
+
+def _needs(objective: str) -> tuple[str, ...]:
+    from student.objectives import OBJECTIVES
+
+    needs: tuple[str, ...] = OBJECTIVES.get(objective).needs
+    return needs

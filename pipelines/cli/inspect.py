@@ -1,0 +1,76 @@
+"""`fc info`, `fc status`, `fc list`: what is there."""
+
+from typing import Annotated
+
+import typer
+
+from featurecache.errors import UnknownNameError
+from featurecache.types import Json
+from pipelines.cli import console
+from pipelines.cli.options import JsonFlag
+
+__all__ = ["info", "list_names", "status"]
+
+CachePath = Annotated[str, typer.Argument(help="The cache's directory.")]
+KINDS = ("teachers", "sources", "encodings", "objectives", "students")
+
+
+def info(cache: CachePath, as_json: JsonFlag = False) -> None:
+    """What a cache holds and how it was made.
+
+    Example: featurecache info ./cache
+    """
+    from pipelines.describe import describe_cache
+
+    console.show(describe_cache(cache), as_json=as_json)
+
+
+def status(cache: CachePath, as_json: JsonFlag = False) -> None:
+    """How far a cache is. Exit code 3 while rows are missing.
+
+    Example: featurecache status ./cache
+    """
+    from pipelines.describe import describe_progress
+
+    facts = describe_progress(cache)
+    console.show(facts, as_json=as_json)
+    if not facts["complete"]:
+        console.note("not complete: run the same `featurecache extract` again to go on")
+        raise typer.Exit(3)
+
+
+def list_names(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """The names that can be used, with what each is.
+
+    Example: featurecache list objectives
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("list", kind, KINDS)
+    console.show(_names(kind), as_json=as_json)
+
+
+def _names(kind: str) -> Json:
+    if kind == "teachers":
+        from featurecache.teachers.resolve import SHORT_NAMES
+
+        anything = {"timm:NAME": "any timm model", "hf:NAME[@REVISION]": "any transformers encoder, hub or folder"}
+        return {**SHORT_NAMES, **anything, "torch:MODULE:CALLABLE": "any PyTorch model of your own"}
+    if kind == "students":
+        from student.models.build import STUDENTS
+
+        return {name: f"{modality}s" for name, modality in STUDENTS.items()}
+    if kind == "objectives":
+        from student.objectives import OBJECTIVES
+
+        found = {name: OBJECTIVES.get(name) for name in OBJECTIVES}
+        return {name: f"needs {', '.join(item.needs)}; {item.paper}" for name, item in found.items()}
+    if kind == "sources":
+        from featurecache.sources import SOURCES
+
+        return {name: (SOURCES.get(name).__doc__ or "").strip().splitlines()[0] for name in SOURCES}
+    from featurecache.encodings import ENCODINGS
+
+    return {name: (ENCODINGS.get(name).__doc__ or "").strip().splitlines()[0] for name in ENCODINGS}

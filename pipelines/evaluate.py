@@ -1,0 +1,158 @@
+"""`fc evaluate`: a trained student beside the teacher that it learned from, on data neither was fitted to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurecache.errors import UsageError
+from featurecache.types import NO_LABEL, Json
+from pipelines.events import Message, Run, default_device, default_workers
+from pipelines.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featurecache.store.reader import CacheReader
+    from student.data import CachedData
+    from student.models.student import Student
+
+__all__ = ["evaluate_run"]
+
+_MOST_BANK_ROWS = 10_000
+"""Training rows that features are judged with: enough for a steady number, few enough for any machine."""
+
+
+def evaluate_run(
+    *,
+    run: Path | str,
+    cache: Path | str | None = None,
+    split: str | None = None,
+    data: Sequence[str] | None = None,
+    max_invalid: float = 0.01,
+    device: str | None = None,
+    workers: int | None = None,
+    batch_size: int = 256,
+) -> Run[Json]:
+    """Compare the student of a run with its teacher on a split of the cache: "test" or "val" where there is one.
+
+    A cache without either is judged on the validation part of "train". Returns accuracy, teacher_accuracy, agreement,
+    kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
+    or outputs are missing. Raises UsageError, SourceError.
+    """
+    from pipelines.load import open_samples, open_sealed
+    from student.evaluate import compare, run_student
+    from student.export import load_student
+
+    directory = RunDir(run)
+    recipe = directory.recipe()
+    student, facts = load_student(directory.student)
+    opened, digest = open_sealed(str(cache or recipe["cache"]))
+    if digest != recipe["digest"]:
+        yield Message("the cache has been added to since this student was trained")
+    judged = split or next((name for name in ("test", "val") if name in opened.splits), recipe["split"])
+    loading = {
+        "device": device or default_device(),
+        "workers": default_workers() if workers is None else workers,
+        "max_invalid": max_invalid,
+    }
+    given = data or recipe["data"]
+    outside = judged != recipe["split"]
+    held_out = _open(student, opened.split(judged), open_samples(opened, judged, given), **loading)
+    if not outside:
+        held_out = _part(held_out, recipe["validation"], validation=True)
+    yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
+
+    found = run_student(student, held_out, batch_size=batch_size)
+    reader = held_out.reader
+    assert reader is not None
+    targets = reader.read(held_out.rows, outputs=_plain(reader))
+    classes = None if facts["classes"] is None else np.array(facts["classes"])
+    scores: dict[str, Json] = {
+        "split": judged,
+        "rows": len(held_out),
+        **compare(found, targets, held_out.labels, classes),
+    }
+
+    bank = _open(student, opened.split(recipe["split"]), open_samples(opened, recipe["split"], given), **loading)
+    bank = _part(bank, recipe["validation"], validation=False)
+    yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size)
+    scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
+    scores["student"] = student.backbone.name
+    scores["teacher"] = reader.teacher_part(_plain(reader)[0]).facts["teacher"]
+    return scores
+
+
+def _plain(reader: "CacheReader") -> list[str]:
+    return [name for name in reader.outputs if "/" not in name]
+
+
+def _open(
+    student: "Student", reader: "CacheReader", source: "object", *, device: str, workers: int, max_invalid: float
+) -> "CachedData":
+    from student.data import CachedData, join
+
+    joined = join(reader, source, _plain(reader), missing="skip", max_invalid=max_invalid)  # type: ignore[arg-type]
+    return CachedData(
+        source,  # type: ignore[arg-type]
+        student.backbone.input,
+        samples=joined.samples,
+        labels=joined.labels,
+        rows=joined.rows,
+        reader=reader,
+        device=device,
+        workers=workers,
+    )
+
+
+def _part(data: "CachedData", fraction: float, *, validation: bool) -> "CachedData":
+    """The rows of a training split that were, or were not, held out for validation."""
+    from student.selection import validation_rows
+
+    held_out = validation_rows([data.source.keys[sample] for sample in data.samples], fraction)
+    chosen = np.flatnonzero(held_out == validation)
+    if not chosen.size:
+        raise UsageError("the split has no validation part to judge on", hint="extract a test split as well")
+    return data.only(chosen)
+
+
+def _judge_features(
+    scores: dict[str, Json],
+    student: "Student",
+    found: "Mapping[str, Tensor]",
+    targets: "Mapping[str, object]",
+    bank: "CachedData",
+    held_out: "CachedData",
+    batch_size: int,
+) -> Run[None]:
+    """Add nearest neighbours and linear probes of the student's features and of the teacher's embedding."""
+    import torch
+
+    from student.evaluate import Features, feature_scores, run_student
+    from student.selection import validation_rows
+
+    names = ("neighbours", "linear", "teacher_neighbours", "teacher_linear")
+    scores |= dict.fromkeys(names)
+    labelled, judged = np.flatnonzero(bank.labels != NO_LABEL), np.flatnonzero(held_out.labels != NO_LABEL)
+    if labelled.size < 20 or not judged.size:
+        yield Message("too few labels to judge features by")
+        return
+    bank = bank.only(labelled[:: -(-labelled.size // _MOST_BANK_ROWS)])
+    yield Message(f"features judged with {len(bank):,} labelled training rows")
+    validation = validation_rows([bank.source.keys[sample] for sample in bank.samples], 0.15)
+    classes = len(bank.source.class_names)
+    vectors = {"": (run_student(student, bank, batch_size=batch_size)["features"], found["features"])}
+    embedding = targets.get("embedding")
+    if isinstance(embedding, torch.Tensor) and bank.reader is not None:
+        stored = bank.reader.read(bank.rows, outputs=["embedding"])["embedding"]
+        assert isinstance(stored, torch.Tensor)
+        vectors["teacher_"] = (stored, embedding)
+    for whose, (of_bank, of_judged) in vectors.items():
+        result = feature_scores(
+            Features(of_bank, bank.labels),
+            Features(of_judged[judged], held_out.labels[judged]),
+            validation,
+            classes=classes,
+        )
+        scores |= {f"{whose}{name}": value for name, value in result.items()}

@@ -1,0 +1,57 @@
+"""What a pipeline tells while it runs. It yields these and prints nothing; whoever runs it decides what to show."""
+
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+__all__ = ["Advance", "Event", "Message", "Run", "default_device", "default_workers", "finish"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A fact worth a line of the log: what a name resolved to, what was left out and why."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a stage is."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "rows"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Short values to show beside the bar, such as the loss."""
+
+
+Event: TypeAlias = Message | Advance
+Run: TypeAlias = Generator[Event, None, Result]
+"""A pipeline under way: yields events, returns its result."""
+
+
+def finish(run: Run[Result]) -> Result:
+    """Run a pipeline to its end in silence and return its result."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            return stop.value
+
+
+def default_device() -> str:
+    """ "cuda" or "mps" where there is one, else "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def default_workers() -> int:
+    """Loader processes: one for each core that may be used but one, at most eight."""
+    return max(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 9) - 1, 0)

@@ -1,0 +1,249 @@
+"""`fc fit-teacher`: a pretrained or fresh network and labelled data in, a task teacher in a folder out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.errors import UsageError
+from featurecache.inputs import ImageInput, TextInput
+from featurecache.sources import Source, open_data
+from featurecache.types import NO_LABEL, Json
+from pipelines.events import Advance, Message, Run, default_device, default_workers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from student.data import CachedData
+    from student.objectives.weighted import WeightedSum
+    from student.trainer import TrainSettings
+
+__all__ = ["fit_teacher"]
+
+
+def fit_teacher(
+    *,
+    model: str,
+    data: str | Sequence[str],
+    out: Path | str,
+    mode: str = "ft",
+    epochs: float = 4,
+    batch_size: int = 32,
+    learning_rate: float | None = None,
+    validation: float = 0.1,
+    img_size: int | None = None,
+    max_length: int | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str = "float32",
+    text_column: str = "text",
+    label_column: str = "label",
+) -> Run[Json]:
+    """Train all weights by cross-entropy: from pretrained ones (`ft`) or from random ones (`fr`).
+
+    The folder that is left is in timm's or transformers' own format, class names included. Returns out, classes, steps,
+    parameters and the accuracy on the validation part. Raises UsageError, SourceError, TeacherError.
+    """
+    import torch
+
+    from featurecache.teachers import resolve_name
+    from student.objectives.base import Dimensions
+    from student.objectives.weighted import make_objective
+    from student.trainer import TrainSettings
+
+    _check(mode, Path(out))
+    source = open_data(data, splits=["train"], text_column=text_column, label_column=label_column)["train"]
+    if not source.class_names:
+        raise UsageError("a task teacher needs labels, and this data set has none")
+    full = resolve_name(model)
+    yield Message(
+        f"model {full}, {len(source.class_names)} classes, {'fine-tuned' if mode == 'ft' else 'from scratch'}"
+    )
+    torch.manual_seed(seed)
+    network = _network(full, source, mode=mode, img_size=img_size, max_length=max_length, weights=weights)
+    loading = {"device": device or default_device(), "workers": default_workers() if workers is None else workers}
+    training, held_out = _data(source, network.input, validation, loading)
+    settings = TrainSettings(
+        steps=max(round(epochs * training.steps_per_epoch(batch_size)), 1),
+        batch_size=batch_size,
+        learning_rate=learning_rate or _default_rate(mode, source),
+        weight_decay=0.01,
+        warmup=0.1,
+        precision=precision,
+        seed=seed,
+    )
+    objective = make_objective("ce", Dimensions(features=1, targets={}), ["labels"])
+    yield from _train(network, objective, training, held_out, settings)
+    accuracy = _accuracy(network, held_out, batch_size)
+    network.save(Path(out))
+    return {
+        "out": str(out),
+        "teacher": f"--teacher {out}",
+        "classes": len(source.class_names),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "steps": settings.steps,
+        "rows": {"training": len(training), "validation": len(held_out)},
+        "validation_accuracy": accuracy,
+    }
+
+
+def _check(mode: str, out: Path) -> None:
+    if mode not in ("ft", "fr"):
+        raise UsageError(f"unknown mode {mode!r}", hint="ft fine-tunes pretrained weights, fr begins with random ones")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty", hint="choose another --out")
+
+
+def _default_rate(mode: str, source: Source) -> float:
+    if mode == "fr":
+        return 1e-3
+    return 1e-4 if source.modality == "image" else 5e-5
+
+
+def _data(
+    source: Source, network_input: ImageInput | TextInput, validation: float, loading: Mapping[str, Any]
+) -> "tuple[CachedData, CachedData]":
+    import numpy as np
+
+    from student.data import CachedData
+    from student.selection import validation_rows
+
+    held_out = validation_rows(source.keys, validation)
+    known = source.labels != NO_LABEL
+    parts = [np.flatnonzero(known & ~held_out), np.flatnonzero(known & held_out)]
+    if not parts[0].size:
+        raise UsageError("no labelled sample is left to train on", hint="lower --validation, or give more data")
+    training, validating = (
+        CachedData(source, network_input, samples=rows, labels=source.labels[rows].astype(np.int64), **loading)
+        for rows in parts
+    )
+    return training, validating
+
+
+def _train(
+    network: "nn.Module",
+    objective: "WeightedSum",
+    training: "CachedData",
+    held_out: "CachedData",
+    settings: "TrainSettings",
+) -> Run[None]:
+    from student.trainer import Step, train
+
+    for event in train(network, objective, training, settings, validation=held_out):
+        if isinstance(event, Step) and (event.step % 5 == 0 or event.step == settings.steps):
+            facts = {"loss": f"{float(event.losses['loss']):.3f}"}
+            yield Advance("fit", event.step, settings.steps, "steps", facts)
+
+
+def _accuracy(network: "nn.Module", data: "CachedData", batch_size: int) -> float | None:
+    import torch
+
+    hits = total = 0
+    with torch.inference_mode():
+        for batch in data.in_order(batch_size):
+            hits += int((network(batch.inputs)["labels"].argmax(1) == batch.labels).sum())
+            total += len(batch.labels)
+    return round(hits / total, 4) if total else None
+
+
+def _network(
+    full: str, source: Source, *, mode: str, img_size: int | None, max_length: int | None, weights: str | None
+) -> Any:
+    kind, _, name = full.partition(":")
+    fitting = {"image": "timm", "text": "hf"}[source.modality]
+    if kind != fitting:
+        hint = "timm:NAME for images, hf:FOLDER or minilm for texts"
+        raise UsageError(f"fit-teacher cannot fit {full} on {source.modality}s", hint=hint)
+    if kind == "timm":
+        return _timm_classifier(name, source.class_names, pretrained=mode == "ft", img_size=img_size, weights=weights)
+    return _text_classifier(name, source.class_names, pretrained=mode == "ft", max_length=max_length)
+
+
+def _timm_classifier(
+    name: str, class_names: Sequence[str], *, pretrained: bool, img_size: int | None, weights: str | None
+) -> Any:
+    import timm
+    import timm.models
+    from torch import nn
+
+    from featurecache.teachers.timm_model import image_input, locate
+
+    source, overlay = name.partition("@")[0], {}
+    if pretrained:
+        source, file = locate(name, weights)
+        overlay = {"file": str(file)}
+    network = timm.create_model(
+        source, pretrained=pretrained, num_classes=len(class_names), pretrained_cfg_overlay=overlay or None
+    )
+
+    class TimmClassifier(nn.Module):
+        """Logits under the name that cross-entropy reads, and how to save the network as timm does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.input = image_input(network, img_size, None)
+
+        def forward(self, inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+            return {"labels": self.network(self.input.normalise(inputs["images"])).float()}
+
+        def save(self, out: Path) -> None:
+            size = self.input.size
+            config = {
+                "num_classes": len(class_names),
+                "label_names": list(class_names),
+                "pretrained_cfg": {
+                    "input_size": [3, size, size],
+                    "test_input_size": [3, size, size],
+                    "interpolation": self.input.interpolation,
+                    "crop_pct": self.input.crop_pct,
+                    "crop_mode": self.input.crop_mode,
+                    "mean": list(self.input.mean),
+                    "std": list(self.input.std),
+                },
+            }
+            timm.models.save_for_hf(self.network.cpu().eval(), out, model_config=config, safe_serialization=True)
+
+    return TimmClassifier()
+
+
+def _text_classifier(name: str, class_names: Sequence[str], *, pretrained: bool, max_length: int | None) -> Any:
+    import transformers
+    from torch import nn
+
+    from featurecache.teachers.transformers_network import open_folder
+    from featurecache.teachers.transformers_text import TransformersText
+
+    folder = open_folder(name)
+    text_input = TransformersText(folder, max_length=max_length, pool="mean").input
+    labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
+    kind = transformers.AutoModelForSequenceClassification
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **labels)
+    network = (
+        kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
+        if pretrained
+        else kind.from_config(config)
+    )
+
+    class TextClassifier(nn.Module):
+        """Logits under the name that cross-entropy reads, and how to save the network as transformers does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network.float()
+            self.input = text_input
+
+        def forward(self, inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+            output = self.network(input_ids=inputs["ids"], attention_mask=inputs["mask"].long())
+            return {"labels": output.logits.float()}
+
+        def save(self, out: Path) -> None:
+            self.network.cpu().eval().save_pretrained(out)
+            (out / "tokenizer.json").write_text(self.input.tokenizer_json, encoding="utf-8")
+            length = {"max_seq_length": self.input.max_length}
+            (out / "sentence_bert_config.json").write_text(json.dumps(length), encoding="utf-8")
+
+    return TextClassifier()

@@ -1,0 +1,73 @@
+"""The settings of a training run, as a person gives them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from featurecache.errors import UsageError
+from featurecache.types import Json
+
+__all__ = ["TrainRecipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRecipe:
+    """What `fc train-student` was asked to do. None means: chosen from what the cache holds."""
+
+    cache: str = "./cache"
+    """The cache to learn from."""
+    split: str = "train"
+    """Which of its splits."""
+    data: tuple[str, ...] | None = None
+    """Where the samples are; by default where the cache says they were."""
+    student: str | None = None
+    """A timm name, or bert:LAYERSxWIDTH; mobilenetv3_small_100 or bert:4x256 by default."""
+    objective: str | None = None
+    """Weighted objectives, "kl:1.0,align-uniform:1.0"; by default all that the outputs and labels serve."""
+    epochs: float = 30
+    """Passes over the training rows."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 64
+    """Samples per step."""
+    learning_rate: float | None = None
+    """Peak of the schedule; 1e-3 for images, 5e-4 for texts by default."""
+    weight_decay: float = 0.05
+    """AdamW's, of weight matrices only."""
+    warmup: float = 0.05
+    """Part of the steps in which the learning rate rises."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 for no limit."""
+    precision: str = "float32"
+    """float32, or autocast to bfloat16 or float16."""
+    seed: int = 0
+    """Of weights, order, dropout and negatives."""
+    validation: float = 0.1
+    """Part of the rows, chosen by key, that is held out for validation."""
+    labels: int | None = None
+    """How many labels may be seen, chosen by key; all by default."""
+    missing: Literal["refuse", "skip"] = "refuse"
+    """What to do with samples that the cache does not have."""
+    max_invalid: float = 0.01
+    """Largest part of rows without valid outputs; they are left out, and counted."""
+    class_map: Mapping[str, str] | None = None
+    """Data class to teacher class, where their names differ."""
+    img_size: int | None = None
+    """The student's image size in pixels; the teacher's by default."""
+    max_length: int | None = None
+    """The student's longest text in tokens; the teacher's by default."""
+    init_from: str | None = None
+    """A trained model of the same shape to start from."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1 or not 0 <= self.max_invalid <= 1:
+            raise UsageError("--validation and --max-invalid are parts of the rows, between 0 and 1")
+        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+            raise UsageError("training needs more than 0 epochs, or at least 1 step")
+        if self.missing not in ("refuse", "skip"):
+            raise UsageError(f"--missing is {self.missing!r}", hint="write refuse or skip")
+
+    def to_json(self) -> Json:
+        """All fields, as recipe.json keeps them."""
+        values = asdict(self)
+        return {**values, "data": list(self.data) if self.data else None}

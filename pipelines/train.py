@@ -1,0 +1,136 @@
+"""`fc train-student`: a cache in, a trained student and its run directory out; no teacher is loaded."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.types import Json
+from pipelines.events import Advance, Message, Run
+from pipelines.recipe import TrainRecipe
+from pipelines.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from pipelines.build import Rows, TrainingRun
+
+__all__ = ["train_student"]
+
+_LOG_EVERY = 10
+"""Steps between lines of metrics.jsonl: reading a loss makes the device wait."""
+
+
+def train_student(
+    *,
+    out: Path | str | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    **recipe: Any,
+) -> Run[Json]:
+    """Train a student from a cache; `recipe` has the fields of `TrainRecipe`. Returns the run's summary.
+
+    Raises UsageError, IncompleteError for a cache that is not sealed, and IdentityError for data that the teacher did
+    not see, or for a run that was begun with other settings.
+    """
+    from pipelines.build import build, open_rows
+    from student.trainer import train
+
+    given = TrainRecipe(**{**recipe, "cache": str(recipe.get("cache", "./cache"))})
+    rows = open_rows(given)
+    yield from _left_out(rows)
+    built = build(given, rows, device=device, workers=workers)
+    record = _record(given, rows, built)
+    yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
+    name = built.student.backbone.name.replace(":", "-")
+    run = RunDir.create(out or RunDir.named(Path("runs"), name, resume=resume), record, resume=resume)
+    yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
+    if resume and run.is_finished():
+        yield Message("it was finished before: nothing to do")
+        return run.summary()
+    loop = train(
+        built.student,
+        built.objective,
+        built.training,
+        built.settings,
+        validation=built.validation,
+        checkpoint=run.checkpoint,
+        resume=resume and run.checkpoint.exists(),
+    )
+    result = yield from _follow(loop, run, built.settings.steps)
+    return _finish(run, rows, built, result)
+
+
+def _left_out(rows: "Rows") -> Run[None]:
+    joined = rows.joined
+    counts = {
+        "invalid rows left out": joined.invalid,
+        "samples not in the cache, skipped": joined.missing,
+        "labels differ from the cache's; the data's are used": joined.changed_labels,
+    }
+    for what, count in counts.items():
+        if count:
+            yield Message(f"{count:,} {what}")
+
+
+def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
+    """recipe.json: what was asked for, and what it came to."""
+    given = recipe.to_json()
+    return {
+        **given,
+        "cache": str(Path(recipe.cache).absolute()),
+        "digest": rows.digest,
+        "objective": rows.objective,
+        "student": built.student.backbone.to_json(),
+        "input": built.student.backbone.input.to_json(),
+        "steps": built.settings.steps,
+        "learning_rate": built.settings.learning_rate,
+    }
+
+
+def _follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
+    """Write metrics and pass progress on; returns the last losses and the seconds of training."""
+    from student.trainer import Step, Validated
+
+    began = time.monotonic()
+    result: dict[str, Any] = {"training": {}, "validation": {}}
+    first = True
+    for event in loop:
+        if first:
+            run.forget_metrics_after(event.step - 1)
+            first = False
+        if isinstance(event, Validated):
+            result["validation"] = dict(event.losses)
+            run.append_metrics({"step": event.step, "epoch": event.epoch, "validation": result["validation"]})
+        elif isinstance(event, Step) and (event.step % _LOG_EVERY == 0 or event.step == steps):
+            losses = {name: float(value) for name, value in event.losses.items()}
+            result["training"] = losses
+            line = {"step": event.step, "epoch": event.epoch, "learning_rate": event.learning_rate, **losses}
+            run.append_metrics(line)
+            yield Advance("train", event.step, steps, "steps", {"loss": f"{losses['loss']:.3f}"})
+    return {**result, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Json:
+    from student.export import save_student
+
+    facts = {
+        "digest": rows.digest,
+        "class_names": list(rows.source.class_names),
+        "classes": None if rows.classes is None else rows.classes.tolist(),
+    }
+    save_student(built.student, run.student, facts)
+    summary = {
+        "run": str(run.path),
+        "digest": rows.digest,
+        "student": built.student.backbone.name,
+        "parameters": sum(parameter.numel() for parameter in built.student.parameters()),
+        "steps": built.settings.steps,
+        "rows": {
+            "training": len(built.training),
+            "validation": len(built.validation),
+            "invalid": rows.joined.invalid,
+            "missing": rows.joined.missing,
+        },
+        **result,
+    }
+    run.finish(summary)
+    return summary

@@ -1,0 +1,192 @@
+"""Cached targets and a source's inputs, joined by key into training batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from featurecache.errors import FeatureCacheError, IdentityError, UsageError
+from featurecache.inputs import Input, Inputs
+from featurecache.loader import Loaded, load
+from featurecache.sources.base import Source
+from featurecache.store.reader import CacheReader
+from featurecache.types import SparseLogits
+from student.objectives.base import Batch
+
+__all__ = ["CachedData", "Joined", "join"]
+
+_BANK = 1
+"""Keeps the draws of the bank apart from those of the order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """How the samples of a source meet the rows of a cache."""
+
+    rows: np.ndarray
+    """int64: usable rows of the cache, ascending."""
+    samples: np.ndarray
+    """int64: the source's index of each usable row."""
+    labels: np.ndarray
+    """int64: the source's label of each usable row, NO_LABEL where there is none."""
+    invalid: int
+    """Rows left out because the teacher has no output for them."""
+    missing: int
+    """Samples of the source that the cache does not have."""
+    changed_labels: int
+    """Rows whose label in the source is not the one in the cache; the source's wins."""
+
+
+def join(
+    reader: CacheReader,
+    source: Source,
+    outputs: Sequence[str],
+    *,
+    missing: Literal["refuse", "skip"] = "refuse",
+    max_invalid: float = 0.01,
+) -> Joined:
+    """Match a source to a cache by key, never by position, and leave out rows without valid outputs.
+
+    Raises UsageError if the source has samples that the cache lacks (unless they may be skipped), if nothing is
+    common to both, or if more than `max_invalid` of the common rows are invalid.
+    """
+    rows = reader.rows_of(source.keys)
+    absent = np.flatnonzero(rows < 0)
+    if absent.size and missing == "refuse":
+        message = f"{absent.size:,} of {len(source):,} samples are not in the cache, such as {source.keys[absent[0]]!r}"
+        raise UsageError(message, hint="give --missing skip to train without them, or the data the cache was made from")
+    samples = np.flatnonzero(rows >= 0)
+    samples = samples[np.argsort(rows[samples])]
+    common = rows[samples]
+    usable = reader.valid(outputs)[common] if outputs else np.ones(common.size, bool)
+    invalid = int(common.size - usable.sum())
+    if not usable.any():
+        raise UsageError("the data and the cache have no usable sample in common", hint="is this the right --data?")
+    if invalid > max_invalid * common.size:
+        message = f"{invalid:,} of {common.size:,} rows are invalid, more than --max-invalid {max_invalid:.2%}"
+        raise UsageError(message, hint="`fc info CACHE` says why; repair the data, or raise --max-invalid")
+    samples, common = samples[usable], common[usable]
+    labels = source.labels[samples].astype(np.int64)
+    changed = int((labels != reader.labels[common]).sum())
+    return Joined(common, samples, labels, invalid, int(absent.size), changed)
+
+
+class CachedData:
+    """Batches over some samples of a source: the student's inputs, their labels, and the targets of a cache's rows.
+
+    Without a reader there are labels only, and samples that cannot be decoded are left out of their batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        network_input: Input,
+        *,
+        samples: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray | None = None,
+        reader: CacheReader | None = None,
+        outputs: Sequence[str] = (),
+        bank_rows: int = 0,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        """`samples`, `labels` and `rows` are int64 and of equal length: a part of what `join` returns."""
+        self.source = source
+        self.input = network_input
+        self.samples, self.labels = samples, labels
+        self.rows = samples if rows is None else rows
+        self.reader = reader
+        self.outputs = tuple(outputs)
+        self.bank_rows = min(bank_rows, max(samples.size - 1, 0))
+        self.device = torch.device(device)
+        self.workers = workers
+        self._position = np.full(len(source), -1, np.int64)
+        self._position[samples] = np.arange(samples.size)
+
+    def __len__(self) -> int:
+        return int(self.samples.size)
+
+    def only(self, chosen: np.ndarray) -> "CachedData":
+        """The same data, these positions of it only."""
+        return CachedData(
+            self.source,
+            self.input,
+            samples=self.samples[chosen],
+            labels=self.labels[chosen],
+            rows=self.rows[chosen],
+            reader=self.reader,
+            outputs=self.outputs,
+            bank_rows=self.bank_rows,
+            device=self.device,
+            workers=self.workers,
+        )
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in the data; one smaller batch where there is not a full one."""
+        return max(len(self) // batch_size, 1)
+
+    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps [start, stop). What a step holds is a function of (seed, step) alone."""
+        per_epoch = self.steps_per_epoch(batch_size)
+
+        def plan() -> Iterator[np.ndarray]:
+            epoch, order = -1, np.arange(0)
+            for step in range(start, stop):
+                if step // per_epoch != epoch:
+                    epoch = step // per_epoch
+                    order = np.random.default_rng((seed, epoch)).permutation(len(self))
+                yield order[step % per_epoch * batch_size :][:batch_size]
+
+        for step, batch in enumerate(self._batches(plan()), start):
+            yield self._with_bank(batch, np.random.default_rng((seed, step, _BANK)))
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, in the cache's order."""
+        return self._batches(np.arange(at, min(at + batch_size, len(self))) for at in range(0, len(self), batch_size))
+
+    def _batches(self, plan: Iterator[np.ndarray]) -> Iterator[Batch]:
+        samples = (self.samples[at] for at in plan)
+        pin_memory = self.device.type == "cuda"
+        for loaded in load(self.source, self.input, samples, workers=self.workers, pin_memory=pin_memory):
+            if loaded.valid.size or self.reader is not None:
+                yield self._batch(self._position[loaded.rows], loaded)
+
+    def _batch(self, at: np.ndarray, loaded: Loaded) -> Batch:
+        if self.reader is not None:
+            self._check_aligned(self.reader, self.rows[at], loaded)
+        at = at[loaded.valid]
+        rows = self.rows[at]
+        targets = self.reader.read(rows, outputs=self.outputs) if self.reader is not None else {}
+        return Batch(
+            inputs=self._move(loaded.inputs),
+            targets={name: target.to(self.device, non_blocking=True) for name, target in targets.items()},
+            labels=torch.from_numpy(self.labels[at]).to(self.device),
+            rows=torch.from_numpy(rows).to(self.device),
+        )
+
+    def _check_aligned(self, reader: CacheReader, rows: np.ndarray, loaded: Loaded) -> None:
+        """The teacher saw these very bytes, and they decode here too."""
+        changed = np.flatnonzero(loaded.content_hashes != reader.content_hashes[rows])
+        if changed.size:
+            key = self.source.keys[int(loaded.rows[changed[0]])]
+            hint = "give the data the cache was made from, or extract again into a new cache"
+            raise IdentityError(f"sample {key!r} is not what the teacher saw: its bytes differ", hint=hint)
+        if loaded.valid.size < len(rows):
+            key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
+            raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
+
+    def _with_bank(self, batch: Batch, draw: np.random.Generator) -> Batch:
+        if not self.bank_rows or self.reader is None:
+            return batch
+        others = self.rows[draw.choice(len(self), min(self.bank_rows + len(batch.rows), len(self)), replace=False)]
+        others = others[~np.isin(others, batch.rows.cpu().numpy())][: self.bank_rows]
+        dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
+        bank = self.reader.read(others, outputs=dense)
+        moved = {name: rows.to(self.device) for name, rows in bank.items() if not isinstance(rows, SparseLogits)}
+        return Batch(inputs=batch.inputs, targets=batch.targets, labels=batch.labels, rows=batch.rows, bank=moved)
+
+    def _move(self, inputs: Inputs) -> Inputs:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}

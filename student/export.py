@@ -1,0 +1,52 @@
+"""A trained student on disk and back: weights in safetensors, everything else as JSON."""
+
+import json
+from pathlib import Path
+
+from featurecache.errors import CorruptCacheError, UsageError
+from featurecache.inputs import TextInput, input_from_json
+from featurecache.types import Json
+from student.checkpoint import load_weights, save_tensors
+from student.models.build import backbone_from_json
+from student.models.student import Student
+
+__all__ = ["load_student", "save_student"]
+
+
+def save_student(student: Student, folder: Path, facts: Json) -> None:
+    """Write student.safetensors, tokenizer.json for text, and last student.json, which says that the rest is whole.
+
+    `facts` are kept beside what builds the student again: the cache's digest, class names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network_input = student.backbone.input
+    save_tensors(folder / "student.safetensors", student.state_dict())
+    if isinstance(network_input, TextInput):
+        (folder / "tokenizer.json").write_text(network_input.tokenizer_json, encoding="utf-8")
+    value = {
+        "backbone": student.backbone.to_json(),
+        "input": network_input.to_json(),
+        "heads": student.widths,
+        "shared": dict(student.shared),
+        **facts,
+    }
+    partial = folder / "student.json.partial"
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / "student.json")
+
+
+def load_student(folder: Path) -> tuple[Student, Json]:
+    """The student, in eval mode, and its facts. Raises UsageError if there is none, CorruptCacheError if damaged."""
+    file = folder / "student.json"
+    if not file.is_file():
+        raise UsageError(f"there is no trained student in {folder}", hint="finish the run with --resume")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = folder / "tokenizer.json"
+        text = tokenizer.read_text(encoding="utf-8") if value["input"]["kind"] == "text" else None
+        backbone = backbone_from_json(value["backbone"], input_from_json(value["input"], text))
+        student = Student(backbone, value["heads"], shared=value["shared"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCacheError(f"{folder} does not hold a whole student: {error}") from error
+    load_weights(folder / "student.safetensors", student)
+    return student.eval(), value

@@ -1,0 +1,36 @@
+"""The contract of a backbone: a network without a head, from a batch of inputs to one vector for each sample."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from featurecache.inputs import ImageInput, TextInput
+from featurecache.types import Json
+
+__all__ = ["Backbone"]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """An `nn.Module` that gives pooled features; made as `Class(what it is, input)` with random weights."""
+
+    name: str
+    """The name that builds it again: "mobilenetv3_small_100", "bert:4x256"."""
+    features: int
+    """Width of its output."""
+
+    @property
+    def input(self) -> ImageInput | TextInput:
+        """What it takes in."""
+        ...
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """One collated batch of its input -> floating point (batch, features)."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def to_json(self) -> Json:
+        """All that `backbone_from_json` needs beside the input to build it again, weights excepted."""
+        ...

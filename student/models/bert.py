@@ -1,0 +1,98 @@
+"""BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; sizes: Turc et al., arXiv 1908.08962)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from featurecache.errors import UsageError
+from featurecache.inputs import TextInput
+from featurecache.types import Json
+
+__all__ = ["BertBackbone"]
+
+_MUST_AGREE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+class BertBackbone(nn.Module):
+    """Token ids and mask (batch, tokens) -> the mean of the last layer over the real tokens, (batch, width).
+
+    One attention head for each 64 dimensions and a feed-forward layer four times as wide, as Turc et al. size them.
+    """
+
+    def __init__(self, layers: int, width: int, input: TextInput, *, positions: int = 512) -> None:
+        """`positions` is raised to the input's max_length where that is more."""
+        super().__init__()
+        heads = max(1, width // 64)
+        if layers < 1 or width < 1 or width % heads:
+            raise UsageError(f"no BERT has {layers} layers of width {width}", hint="use a width that 64 divides")
+        self.name = f"bert:{layers}x{width}"
+        self.features = width
+        self.input = input
+        configuration = BertConfig(
+            vocab_size=input.vocabulary_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=max(positions, input.max_length),
+            pad_token_id=input.padding_id,
+            hidden_dropout_prob=0.1,  # BERT's own: labelled text is scarce where small students are wanted
+            attention_probs_dropout_prob=0.0,  # with it, scaled_dot_product_attention has no fused kernel on a CPU
+        )
+        self.network = BertModel(configuration, add_pooling_layer=False)
+        self.network.set_attn_implementation("sdpa")
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """{"ids": int64 (batch, tokens), "mask": bool (batch, tokens)} -> (batch, width)."""
+        mask = inputs["mask"]
+        hidden: Tensor = self.network(input_ids=inputs["ids"], attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(2).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def to_json(self) -> Json:
+        """Layers, width, positions, and the vocabulary's size to check the tokenizer with."""
+        configuration = self.network.config
+        return {
+            "kind": "bert",
+            "layers": configuration.num_hidden_layers,
+            "width": configuration.hidden_size,
+            "positions": configuration.max_position_embeddings,
+            "vocabulary": configuration.vocab_size,
+        }
+
+    def load_pretrained(self, source: str) -> None:
+        """Start from a BERT of the same shape: a transformers folder or a name on the hub. Raises UsageError."""
+        try:
+            loaded: Any = BertModel.from_pretrained(
+                source, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"cannot load a BERT from {source!r}: {error}",
+                hint="without a network, give a local transformers folder",
+            ) from error
+        donor, report = loaded
+        self._check_shape(donor.config, source)
+        if report["missing_keys"]:
+            raise UsageError(f"{source!r} lacks weights of a BERT, such as {min(report['missing_keys'])}")
+        self.network.load_state_dict(donor.state_dict())
+
+    def _check_shape(self, donor: BertConfig, source: str) -> None:
+        own = self.network.config
+        different = [name for name in _MUST_AGREE if getattr(own, name) != getattr(donor, name)]
+        if different:
+            listed = ", ".join(f"{name} {getattr(donor, name)} (here {getattr(own, name)})" for name in different)
+            raise UsageError(
+                f"the student {self.name} cannot start from {source!r}, which has {listed}",
+                hint="choose a student of its shape, and the tokenizer that belongs to it",
+            )

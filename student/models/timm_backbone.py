@@ -1,0 +1,99 @@
+"""Any timm model as a backbone, without its classifier (timm: Wightman, 2019, github.com/huggingface/pytorch-image-models)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import get_arch_name
+from torch import Tensor, nn
+
+from featurecache.errors import UsageError
+from featurecache.inputs import ImageInput
+from featurecache.types import Json
+
+__all__ = ["TimmBackbone"]
+
+
+class TimmBackbone(nn.Module):
+    """uint8 images (batch, 3, size, size) -> what timm's own classifier would read, (batch, features)."""
+
+    def __init__(self, model: str, input: ImageInput) -> None:
+        """`model` is a name that timm knows; its weights are random."""
+        super().__init__()
+        self.name = model
+        self.input = input
+        self.network = _create(model, input)
+        self.features = _output_width(model, self.network, input)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """{"images": uint8 (batch, 3, size, size)} -> (batch, features)."""
+        features: Tensor = self.network(self.input.normalise(inputs["images"]))
+        return features
+
+    def to_json(self) -> Json:
+        """The model's name."""
+        return {"kind": "timm", "model": self.name}
+
+    def load_pretrained(self, source: str) -> None:
+        """Start from trained weights: a name that timm has weights for, or a `.safetensors` file. Raises UsageError."""
+        if source.endswith(".safetensors"):
+            if not Path(source).is_file():
+                raise UsageError(f"there is no file {source!r} to start the student from")
+            weights = load_file(source)
+        else:
+            weights = _pretrained(self.name, source, self.input).state_dict()
+        _load(self.network, weights, source)
+
+
+def _create(model: str, input: ImageInput, *, pretrained: bool = False) -> nn.Module:
+    configuration = timm.get_pretrained_cfg(model)
+    fixed = configuration is not None and configuration.fixed_input_size
+    size: dict[str, Any] = {"img_size": input.size} if fixed else {}  # only such models know the option
+    return timm.create_model(model, pretrained=pretrained, num_classes=0, **size)
+
+
+def _output_width(model: str, network: nn.Module, input: ImageInput) -> int:
+    """Measured: `num_features` of some timm models is the width before their last layer, not after it."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            output: Tensor = network.eval()(torch.zeros(1, 3, input.size, input.size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{model} cannot take images of {input.size} pixels: {error}", hint="choose another size or student"
+        ) from error
+    network.train(training)
+    if output.ndim != 2:
+        raise UsageError(f"{model} gives no pooled features", hint="choose a student that timm pools")
+    return output.shape[1]
+
+
+def _pretrained(model: str, source: str, input: ImageInput) -> nn.Module:
+    source = source.removeprefix("timm:")
+    if get_arch_name(source) != get_arch_name(model):
+        raise UsageError(
+            f"the student {model} cannot start from the weights of {source}",
+            hint=f"give {model}, one of `timm.list_pretrained('{get_arch_name(model)}.*')`, or a .safetensors file",
+        )
+    try:
+        return _create(source, input, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot load the weights of {source}: {error}", hint="without a network, give a .safetensors file"
+        ) from error
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy the weights in; more than the network has (a classifier) is left out, less is refused."""
+    own = network.state_dict()
+    wrong = [name for name, value in own.items() if name not in weights or weights[name].shape != value.shape]
+    if wrong:
+        raise UsageError(
+            f"the weights in {source} do not fit: {len(wrong)} of {len(own)} tensors are missing or differ in shape,"
+            f" the first is {wrong[0]}",
+            hint="they must be of the same timm model and image size",
+        )
+    network.load_state_dict({name: weights[name] for name in own})

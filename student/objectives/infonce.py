@@ -1,0 +1,69 @@
+"""Contrastive distillation: each student embedding must find its own teacher embedding among others (InfoNCE)."""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featurecache.errors import UsageError
+from student.objectives.base import Batch, Dimensions
+from student.objectives.shapes import Labels, Pairs
+
+__all__ = ["InfoNCE", "repeated_rows"]
+
+_LARGEST_LOG_SCALE = math.log(100)  # CLIP's bound: beyond it training becomes unstable
+
+
+class InfoNCE(nn.Module):
+    """Softmax cross-entropy of S_ij = cos(student_i, teacher_j) / temperature towards the diagonal, as in CLIP.
+
+    The student's side chooses among the teacher embeddings of the batch and `negatives` further rows of the cache
+    (default 0); with symmetric=1 (default) the teacher's side chooses among the batch's students too, and the loss is
+    the mean of both. The temperature starts at 0.07 and is learned, never below 0.01. Other views of the same sample
+    are no negatives.
+    """
+
+    name: ClassVar[str] = "infonce"
+    paper: ClassVar[str] = (
+        "van den Oord et al. 2018, arXiv 1807.03748; in the form of CLIP, ICML 2021, arXiv 2103.00020"
+    )
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    heads: ClassVar[tuple[str, ...]] = ("embedding",)
+
+    def __init__(
+        self, dimensions: Dimensions, *, negatives: int = 0, temperature: float = 0.07, symmetric: bool = True
+    ) -> None:
+        super().__init__()
+        if negatives < 0 or not 0.01 <= temperature < math.inf:
+            raise UsageError(
+                f"infonce: {negatives=}, {temperature=}", hint="negatives is at least 0, temperature at least 0.01"
+            )
+        self.bank_rows = negatives
+        self.symmetric = symmetric
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self, student: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Reads student "embedding" and target "embedding" (batch, dim), and the bank's (rows, dim) where there is one."""
+        u, v = F.normalize(student["embedding"], dim=1), F.normalize(batch.dense("embedding"), dim=1)
+        u = u * self._scale()
+        own = torch.arange(len(u), device=u.device)
+        similarity = (u @ v.T).masked_fill(repeated_rows(batch.rows), -math.inf)
+        choices = similarity
+        if self.bank_rows and batch.bank:  # a validation batch may come without
+            others = F.normalize(batch.bank["embedding"], dim=1)
+            choices = torch.cat([similarity, u @ others.T], dim=1)
+        loss = F.cross_entropy(choices, own)
+        return (loss + F.cross_entropy(similarity.T, own)) / 2 if self.symmetric else loss
+
+    def _scale(self) -> Tensor:
+        with torch.no_grad():  # the parameter itself: a clamp in the graph would hold it at the bound for ever
+            self.log_scale.clamp_(max=_LARGEST_LOG_SCALE)
+        return self.log_scale.exp()
+
+
+def repeated_rows(rows: Labels) -> Pairs:
+    """Row numbers (batch,) -> (batch, batch), true where two different places of the batch hold the same sample."""
+    return (rows[:, None] == rows[None, :]).fill_diagonal_(False)

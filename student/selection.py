@@ -1,0 +1,55 @@
+"""Which rows train, which validate, whose labels may be seen: decided by key, the same in every run and on every machine."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from featurecache.errors import UsageError
+from featurecache.fingerprint import hash_unit
+from featurecache.types import NO_LABEL
+
+__all__ = ["label_map", "labelled_rows", "validation_rows"]
+
+
+def validation_rows(keys: Sequence[str], fraction: float) -> np.ndarray:
+    """bool (rows,): the rows held out for every choice made in training, about `fraction` of all."""
+    return np.array([hash_unit("validation", key) < fraction for key in keys], bool)
+
+
+def labelled_rows(keys: Sequence[str], labels: np.ndarray, count: int | None) -> np.ndarray:
+    """bool (rows,): the `count` labelled rows whose keys hash lowest (all labelled rows for None).
+
+    A larger count includes the smaller one's rows. Raises UsageError if there are fewer labels than that.
+    """
+    has_label = labels != NO_LABEL
+    if count is None:
+        return has_label
+    rows = np.flatnonzero(has_label)
+    if not 1 <= count <= rows.size:
+        raise UsageError(f"cannot choose {count} labels: {rows.size} usable rows have one")
+    order = np.argsort([hash_unit("labels", keys[row]) for row in rows], kind="stable")
+    chosen = np.zeros(len(keys), bool)
+    chosen[rows[order[:count]]] = True
+    return chosen
+
+
+def label_map(
+    class_names: Sequence[str], teacher_classes: Sequence[str], given: Mapping[str, str] | None = None
+) -> np.ndarray | None:
+    """int64 (data classes,): the teacher's logit for each class of the data, or None if they do not correspond.
+
+    Classes correspond by name, or as `given` says (data class -> teacher class). Without either they are never scored
+    against each other. Raises UsageError for a given name that does not exist or that is left out.
+    """
+    index = {name: number for number, name in enumerate(teacher_classes)}
+    if given is None:
+        if not class_names or not all(name in index for name in class_names):
+            return None
+        return np.array([index[name] for name in class_names], np.int64)
+    if missing := [name for name in class_names if name not in given]:
+        raise UsageError(
+            f"the class map leaves out {missing[0]!r}", hint="it needs an entry for every class of the data"
+        )
+    if unknown := [given[name] for name in class_names if given[name] not in index]:
+        raise UsageError(f"the class map names {unknown[0]!r}, which is not a class of the teacher")
+    return np.array([index[given[name]] for name in class_names], np.int64)

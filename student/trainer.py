@@ -1,0 +1,173 @@
+"""The one loop that trains a student on cached targets; there is no teacher in it."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featurecache.errors import FeatureCacheError, UsageError
+from student.checkpoint import load_checkpoint, save_checkpoint
+from student.data import CachedData
+from student.models.student import Student
+from student.objectives.base import Batch
+from student.objectives.weighted import WeightedSum
+from student.optim import clip_gradients, learning_rate, make_optimizer
+
+__all__ = ["Step", "TrainSettings", "Validated", "evaluate_objective", "train"]
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How a student is trained."""
+
+    steps: int
+    """Optimizer steps in all."""
+    batch_size: int = 64
+    """Samples per optimizer step."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule: linear warm-up, then cosine to zero."""
+    weight_decay: float = 0.05
+    """Of weight matrices only; norms and biases have none."""
+    warmup: float = 0.05
+    """Part of the steps in which the learning rate rises."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no limit."""
+    precision: str = "float32"
+    """"float32", or autocast to "bfloat16" or "float16"."""
+    seed: int = 0
+    """Of weights, order, dropout and negatives."""
+    interval: int = 0
+    """Steps between validations, each followed by a checkpoint; 0 for every epoch, or every 100 steps if that is rarer."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError(f"training needs at least one step of one sample, not {self.steps} of {self.batch_size}")
+        if self.precision not in _PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(_PRECISIONS)}")
+        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.warmup <= 1 or self.clip < 0:
+            raise UsageError("learning rate must be positive, decay and clip not negative, warm-up between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step."""
+
+    step: int
+    """How many were made, this one included."""
+    epoch: int
+    learning_rate: float
+    losses: Mapping[str, Tensor]
+    """The total and each objective's unweighted value; scalars that stay on the device until somebody reads them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The objective on the validation part."""
+
+    step: int
+    epoch: int
+    losses: Mapping[str, float]
+
+
+def train(
+    student: Student,
+    objective: WeightedSum,
+    data: CachedData,
+    settings: TrainSettings,
+    *,
+    validation: CachedData | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> Iterator[Step | Validated]:
+    """Train in place, yielding every step, and a validation at every interval and at the end.
+
+    With `checkpoint`, everything is saved there after each validation; with `resume` the run goes on
+    from it, with the same batches and the same random numbers as one that was never interrupted.
+    Raises FeatureCacheError when the loss is no longer finite.
+    """
+    device = data.device
+    modules: dict[str, nn.Module] = {"student": student.to(device), "objective": objective.to(device)}
+    optimizer = make_optimizer(modules.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    done = load_checkpoint(checkpoint, modules, optimizer, device=device) if resume and checkpoint else 0
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    per_epoch = data.steps_per_epoch(settings.batch_size)
+    interval = settings.interval or max(per_epoch, 100)
+    batches = data.shuffled(settings.batch_size, seed=settings.seed, start=done, stop=settings.steps)
+    student.train()
+    for step, batch in enumerate(batches, done + 1):
+        rate = learning_rate(
+            step - 1,
+            steps=settings.steps,
+            warmup=round(settings.warmup * settings.steps),
+            peak=settings.learning_rate,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = _step(student, objective, batch, optimizer, scaler, settings)
+        yield Step(step, (step - 1) // per_epoch, rate, losses)
+        if step % interval == 0 or step == settings.steps:
+            _check_finite(losses, step)
+            if validation is not None and len(validation):
+                yield Validated(
+                    step, (step - 1) // per_epoch, evaluate_objective(student, objective, validation, settings)
+                )
+                student.train()
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, modules, optimizer, step=step, device=device)
+    student.eval()
+
+
+def evaluate_objective(
+    student: Student, objective: WeightedSum, data: CachedData, settings: TrainSettings
+) -> dict[str, float]:
+    """The mean of the total and of each objective over all rows, without gradients or dropout."""
+    student.eval()
+    sums: dict[str, float] = {}
+    with torch.inference_mode():
+        for batch in data.in_order(settings.batch_size):
+            with _precision(settings, data.device):
+                outputs = student(batch.inputs)
+            total, parts = objective(outputs, batch)
+            for name, value in {"loss": total, **parts}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.rows)
+    return {name: value / len(data) for name, value in sums.items()}
+
+
+def _step(
+    student: Student,
+    objective: WeightedSum,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: TrainSettings,
+) -> dict[str, Tensor]:
+    with _precision(settings, batch.rows.device):
+        outputs = student(batch.inputs)
+    total, parts = objective(outputs, batch)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(total).backward()
+    if settings.clip:
+        scaler.unscale_(optimizer)
+        clip_gradients([student, objective], max_norm=settings.clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return {"loss": total.detach(), **parts}
+
+
+def _precision(settings: TrainSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    dtype = _PRECISIONS[settings.precision]
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+    bad = [name for name, value in losses.items() if not math.isfinite(float(value))]
+    if bad:
+        hint = "lower --lr, or train in float32; the last checkpoint is from before this"
+        raise FeatureCacheError(f"the loss is not finite at step {step:,} ({', '.join(bad)})", hint=hint)

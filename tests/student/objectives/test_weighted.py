@@ -1,0 +1,136 @@
+"""Objectives from text: what is read, what is refused and in which words, and the sum itself."""
+
+import pytest
+import torch
+
+from featurecache.errors import UnknownNameError, UsageError
+from featurecache.types import NO_LABEL
+from student.objectives import OBJECTIVES
+from student.objectives.weighted import make_objective, objective_options, parse_objective
+from tests.contracts.objective_contract import DIMENSIONS, random_batch, random_outputs
+
+EVERYTHING = ("embedding", "logits", "labels")
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("ce", [("ce", {}, 1.0)]),
+        ("kl:1.0,align-uniform:0.5,ce", [("kl", {}, 1.0), ("align-uniform", {}, 0.5), ("ce", {}, 1.0)]),
+        ("kl(temperature=2):1.0", [("kl", {"temperature": 2.0}, 1.0)]),
+        (" kl ( temperature = 2 ) : 3 , mse ", [("kl", {"temperature": 2.0}, 3.0), ("mse", {}, 1.0)]),
+        ("infonce(negatives=64,symmetric=0)", [("infonce", {"negatives": 64, "symmetric": False}, 1.0)]),
+        ("align-uniform(alpha=1,t=3):0,ce:1e-3", [("align-uniform", {"alpha": 1.0, "t": 3.0}, 0.0), ("ce", {}, 0.001)]),
+        ("cosine()", [("cosine", {}, 1.0)]),
+    ],
+)
+def test_reads_names_options_and_weights(text, terms):
+    assert parse_objective(text) == terms
+
+
+def test_options_have_the_type_of_their_default():
+    options = parse_objective("infonce(negatives=64,symmetric=1,temperature=1)")[0].options
+    assert [type(value) for value in options.values()] == [int, bool, float]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("kll", "no objective is called 'kll'", "did you mean 'kl'?"),
+        ("align_uniform", "no objective is called 'align_uniform'", "did you mean 'align-uniform'?"),
+        (
+            "kl(temprature=2)",
+            "the objective 'kl' has no option 'temprature'",
+            "its options and their defaults: temperature=4",
+        ),
+        ("mse(t=2)", "the objective 'mse' has no option 't'", "it has none"),
+        ("kl(temperature=hot)", "kl: temperature is 'hot'", "write a number"),
+        ("kl(temperature)", "kl: cannot read the option 'temperature'", "write NAME, NAME:WEIGHT"),
+        ("kl(temperature=2,temperature=3)", "the option 'temperature' stands twice", "give it once"),
+        ("kl(temperature=-2)", "kl: temperature is -2", "above 0"),
+        ("infonce(negatives=2.5)", "infonce: negatives is '2.5'", "write a whole number"),
+        ("infonce(symmetric=2)", "infonce: symmetric is '2'", "write 0 or 1"),
+        ("kl:much", "the weight of kl is 'much'", "write a number"),
+        ("kl:", "the weight of kl is ''", "write a number"),
+        ("kl:nan", "the weight of kl is 'nan'", "write a number"),
+        ("kl:-1", "the weight of kl is -1", "a weight is 0 or more"),
+        ("kl:1,ce,kl(temperature=1):2", "the objective 'kl' stands twice", "give it once"),
+        ("kl:0,ce:0", "every weight in 'kl:0,ce:0' is 0", "above 0"),
+        ("kl(temperature=2", "cannot read the objective 'kl(temperature=2'", "write NAME, NAME:WEIGHT"),
+        ("kl:1:2", "cannot read the objective 'kl:1:2'", "write NAME, NAME:WEIGHT"),
+        ("kl,,ce", "cannot read the objective ''", "write NAME, NAME:WEIGHT"),
+        ("", "cannot read the objective ''", "write NAME, NAME:WEIGHT"),
+    ],
+)
+def test_refuses_with_what_is_right(text, message, hint):
+    with pytest.raises(UsageError) as caught:
+        make_objective(text, DIMENSIONS, EVERYTHING)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_an_unknown_name_is_an_unknown_name_error():
+    with pytest.raises(UnknownNameError):
+        parse_objective("nope")
+
+
+@pytest.mark.parametrize(
+    ("text", "available", "message", "hint"),
+    [
+        (
+            "kl",
+            ("embedding", "labels"),
+            "the objective 'kl' needs logits; there is embedding, labels",
+            "`fc probe --cache CACHE`",
+        ),
+        (
+            "ce,infonce",
+            ("labels",),
+            "the objective 'infonce' needs embedding; there is labels",
+            "`--outputs embedding`",
+        ),
+        ("kl,ce", ("logits",), "the objective 'ce' needs labels; there is logits", "`--data`"),
+        ("mse", (), "the objective 'mse' needs embedding; there is nothing", "`--outputs embedding`"),
+    ],
+)
+def test_refuses_an_objective_whose_needs_are_not_there(text, available, message, hint):
+    with pytest.raises(UsageError) as caught:
+        make_objective(text, DIMENSIONS, available)
+    assert caught.value.message == message
+    assert hint in caught.value.hint
+
+
+def test_sums_the_weighted_parts_and_tells_them_apart():
+    objective = make_objective("kl(temperature=1):0.5,mse:2,ce:0", DIMENSIONS, EVERYTHING)
+    outputs = random_outputs(6, heads=objective.heads)
+    batch = random_batch(6, targets=objective.needs)
+    total, parts = objective(outputs, batch)
+    assert list(parts) == ["kl", "mse", "ce"]
+    assert not any(value.requires_grad for value in parts.values())
+    torch.testing.assert_close(total.detach(), 0.5 * parts["kl"] + 2 * parts["mse"])
+    total.backward()
+    alone = outputs["embedding"].detach().requires_grad_()
+    (2 * (alone - batch.targets["embedding"]).square().mean()).backward()
+    torch.testing.assert_close(outputs["embedding"].grad, alone.grad)
+
+
+def test_needs_heads_and_bank_of_all_parts():
+    objective = make_objective("kl,infonce(negatives=8),align-uniform,cosine,ce", DIMENSIONS, EVERYTHING)
+    assert objective.needs == ("logits", "embedding", "labels")
+    assert objective.heads == ("logits", "embedding", "labels")
+    assert objective.bank_rows == 8
+    assert {name.split(".")[1] for name in objective.state_dict()} == {"infonce", "align-uniform"}
+
+
+def test_a_batch_without_labels_still_trains_the_other_parts():
+    objective = make_objective("ce,cosine", DIMENSIONS, EVERYTHING)
+    batch = random_batch(4, targets=objective.needs)
+    batch.labels.fill_(NO_LABEL)
+    total, parts = objective(random_outputs(4, heads=objective.heads), batch)
+    assert parts["ce"] == 0 and torch.equal(total.detach(), parts["cosine"])
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_every_objective_of_the_table_is_made_from_its_own_defaults(name):
+    options = ",".join(f"{option}={default:g}" for option, default in objective_options(name).items())
+    assert make_objective(f"{name}({options}):1", DIMENSIONS, EVERYTHING).needs == OBJECTIVES.get(name).needs
