@@ -89,11 +89,12 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     # rows without a label teach nothing where labels are all that the objective looks at
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
+    chosen = device or default_device()
     loading = {
         "outputs": rows.outputs,
         "bank_rows": objective.bank_rows,
-        "device": device or default_device(),
-        "workers": default_workers() if workers is None else workers,
+        "device": chosen,
+        "workers": default_workers(chosen) if workers is None else workers,
     }
     training = _data(rows, student, labels, usable & ~held_out, loading)
     validation = _data(rows, student, labels, usable & held_out, loading)

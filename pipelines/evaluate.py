@@ -52,9 +52,10 @@ def evaluate_run(
     if digest != recipe["digest"]:
         yield Message("the cache has been added to since this student was trained")
     judged = split or next((name for name in ("test", "val") if name in opened.splits), recipe["split"])
+    chosen = device or default_device()
     loading = {
-        "device": device or default_device(),
-        "workers": default_workers() if workers is None else workers,
+        "device": chosen,
+        "workers": default_workers(chosen) if workers is None else workers,
         "max_invalid": max_invalid,
     }
     given = data or recipe["data"]

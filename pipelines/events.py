@@ -52,6 +52,7 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def default_workers() -> int:
-    """Loader processes: one for each core that may be used but one, at most eight."""
-    return max(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 9) - 1, 0)
+def default_workers(device: str) -> int:
+    """Loader processes: a quarter of the cores where the network needs them too, all but one (at most 8) beside a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // 4 if device == "cpu" else min(cores - 1, 8)

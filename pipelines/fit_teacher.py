@@ -64,7 +64,8 @@ def fit_teacher(
     )
     torch.manual_seed(seed)
     network = _network(full, source, mode=mode, img_size=img_size, max_length=max_length, weights=weights)
-    loading = {"device": device or default_device(), "workers": default_workers() if workers is None else workers}
+    chosen = device or default_device()
+    loading = {"device": chosen, "workers": default_workers(chosen) if workers is None else workers}
     training, held_out = _data(source, network.input, validation, loading)
     settings = TrainSettings(
         steps=max(round(epochs * training.steps_per_epoch(batch_size)), 1),

@@ -1,10 +1,12 @@
 """BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; sizes: Turc et al., arXiv 1908.08962)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, utils
 
 from featurecache.errors import UsageError
 from featurecache.inputs import TextInput
@@ -72,11 +74,11 @@ class BertBackbone(nn.Module):
 
     def load_pretrained(self, source: str) -> None:
         """Start from a BERT of the same shape: a transformers folder or a name on the hub. Raises UsageError."""
+        options: dict[str, Any] = {"add_pooling_layer": False, "use_safetensors": True, "output_loading_info": True}
         try:
-            loaded: Any = BertModel.from_pretrained(
-                source, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, RuntimeError, ValueError) as error:
+            with _quiet():
+                loaded: Any = BertModel.from_pretrained(source, **options)
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise UsageError(
                 f"cannot load a BERT from {source!r}: {error}",
                 hint="without a network, give a local transformers folder",
@@ -96,3 +98,18 @@ class BertBackbone(nn.Module):
                 f"the student {self.name} cannot start from {source!r}, which has {listed}",
                 hint="choose a student of its shape, and the tokenizer that belongs to it",
             )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of unused weights and its progress bar: what matters is raised here."""
+    logging: Any = utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

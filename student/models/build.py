@@ -72,8 +72,8 @@ def _build(name: str, input: ImageInput | TextInput) -> TimmBackbone | BertBackb
             raise _misfit(name, "text", input)
         return BertBackbone(int(sizes[1]), int(sizes[2]), input)
     model = name.removeprefix("timm:")
-    if not timm.is_model(model):
-        near = difflib.get_close_matches(model, [*STUDENTS, *timm.list_models()], n=1)
+    if not timm.is_model(model) or ("." in model and not timm.models.is_model_pretrained(model)):
+        near = difflib.get_close_matches(model, [*STUDENTS, *timm.list_models(), *timm.list_pretrained()], n=1)
         raise UnknownNameError("student", name, near or STUDENTS)
     if not isinstance(input, ImageInput):
         raise _misfit(name, "image", input)

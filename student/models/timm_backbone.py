@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import get_arch_name
 from torch import Tensor, nn
@@ -40,9 +41,7 @@ class TimmBackbone(nn.Module):
     def load_pretrained(self, source: str) -> None:
         """Start from trained weights: a name that timm has weights for, or a `.safetensors` file. Raises UsageError."""
         if source.endswith(".safetensors"):
-            if not Path(source).is_file():
-                raise UsageError(f"there is no file {source!r} to start the student from")
-            weights = load_file(source)
+            weights = _read(source)
         else:
             weights = _pretrained(self.name, source, self.input).state_dict()
         _load(self.network, weights, source)
@@ -69,6 +68,15 @@ def _output_width(model: str, network: nn.Module, input: ImageInput) -> int:
     if output.ndim != 2:
         raise UsageError(f"{model} gives no pooled features", hint="choose a student that timm pools")
     return output.shape[1]
+
+
+def _read(file: str) -> dict[str, Tensor]:
+    if not Path(file).is_file():
+        raise UsageError(f"there is no file {file!r} to start the student from")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UsageError(f"{file} is not a whole safetensors file: {error}") from error
 
 
 def _pretrained(model: str, source: str, input: ImageInput) -> nn.Module:

@@ -12,7 +12,7 @@ from featurecache.errors import UsageError
 from student.objectives import OBJECTIVES
 from student.objectives.base import Batch, Dimensions, Objective
 
-__all__ = ["Term", "WeightedSum", "make_objective", "objective_options", "parse_objective"]
+__all__ = ["Number", "Term", "WeightedSum", "make_objective", "objective_options", "parse_objective"]
 
 _BETWEEN_TERMS = re.compile(r",(?![^(]*\))")
 _TERM = re.compile(r"\s*(?P<name>[^\s():,]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?::(?P<weight>[^():]*))?")
@@ -22,7 +22,6 @@ _REMEDIES = {
     "labels": "give data that has labels with `--data`",
     "logits": "add them with `fc probe --cache CACHE`, or extract with `--outputs logits` from a teacher that classifies",
 }
-
 
 Number: TypeAlias = int | float
 """The value of an option; `bool` is an `int`."""

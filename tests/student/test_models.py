@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -84,6 +85,9 @@ def test_timm_refuses_weights_that_do_not_fit(tmp_path):
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="do not fit: .* tensors are missing or differ"):
         build_backbone("test_vit", SMALL, init_from=str(tmp_path / "other.safetensors"))
+    (tmp_path / "broken.safetensors").write_bytes(b"not one")
+    with pytest.raises(UsageError, match="is not a whole safetensors file"):
+        build_backbone("test_vit", SMALL, init_from=str(tmp_path / "broken.safetensors"))
     with pytest.raises(UsageError, match="there is no file"):
         build_backbone("test_vit", SMALL, init_from=str(tmp_path / "none.safetensors"))
     with pytest.raises(UsageError, match="test_vit cannot start from the weights of resnet18"):
@@ -153,10 +157,12 @@ def write_bert(folder, **changes):
     return donor.eval()
 
 
-def test_bert_starts_from_a_transformers_folder(tmp_path):
+def test_bert_starts_from_a_transformers_folder_without_a_word(tmp_path, capfd):
     donor = write_bert(tmp_path)
     input = text_input()
+    capfd.readouterr()
     backbone = build_backbone("bert:2x128", input, init_from=str(tmp_path)).eval()
+    assert capfd.readouterr() == ("", "")
     batch = texts(input, "w2 w3 w4")
     torch.testing.assert_close(backbone(batch), donor(input_ids=batch["ids"]).last_hidden_state.mean(dim=1))
 
@@ -168,6 +174,21 @@ def test_bert_refuses_another_shape_and_a_folder_without_a_model(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="cannot load a BERT from"):
         build_backbone("bert:2x128", text_input(), init_from=str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "source", "offline_way"),
+    [
+        ("resnet18", SMALL, "resnet18.a1_in1k", "give a .safetensors file"),
+        ("bert:2x128", text_input(), "google/bert_uncased_L-2_H-128_A-2", "give a local transformers folder"),
+    ],
+)
+def test_weights_that_cannot_be_fetched_name_the_offline_way(name, input, source, offline_way, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="cannot load") as caught:
+        build_backbone(name, input, init_from=source)
+    assert offline_way in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "input"), [("test_vit", SMALL), ("bert:2x128", text_input(max_length=600))])
@@ -193,6 +214,7 @@ def test_a_backbone_is_not_built_again_with_another_tokenizer():
     [
         ("mobilnetv3_small_100", "did you mean 'mobilenetv3_small_100'?"),
         ("timm:resnet81", "did you mean 'resnet"),
+        ("resnet18.a1_in1", "did you mean 'resnet18.a1_in1k'?"),
         ("bret:4x256", "did you mean 'bert:4x256'?"),
         ("zzzzzzzzzz", "known: bert:12x768, bert:2x128"),
     ],
