@@ -26,7 +26,7 @@ class Digits:
         if split not in ("train", "test"):
             raise SourceError(f"digits has no split {split!r}", hint="it has train and test")
         try:
-            from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+            from sklearn.datasets import load_digits
         except ImportError:
             hint = "pip install 'featurecache[demo]'"
             raise SourceError("the digits come with scikit-learn, which is not installed", hint=hint) from None

@@ -20,7 +20,7 @@ _MULTIPLIER = 40_503  # odd: neighbouring byte pairs fall into distant buckets
 
 
 class RandomProjection:
-    """ "embedding" (dim,): tanh of a random projection of pixels or byte pairs; "logits" (classes,) if there are any."""
+    """ "embedding" (dim,): tanh of a random projection of pixels or byte pairs; "logits" (classes,) if asked for."""
 
     def __init__(self, modality: Modality = "image", *, dim: int = 64, classes: int = 0, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

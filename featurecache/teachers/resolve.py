@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import TeacherError, UnknownNameError
+from featurecache.registry import Registry
 from featurecache.teachers.base import Teacher
 from featurecache.types import Modality
 
-__all__ = ["SHORT_NAMES", "load_teacher", "resolve_name"]
+__all__ = ["SHORT_NAMES", "TEACHERS", "load_teacher", "resolve_name"]
+
+TEACHERS = Registry[Teacher](
+    "teacher",
+    timm="featurecache.teachers.timm_model:TimmTeacher",
+    transformers_text="featurecache.teachers.transformers_text:TransformersText",
+    transformers_vision="featurecache.teachers.transformers_vision:TransformersVision",
+    torch="featurecache.teachers.torch_callable:TorchTeacher",
+    random="featurecache.teachers.random_projection:RandomProjection",
+)
 
 SHORT_NAMES = {
     "vit_tiny": "timm:vit_tiny_patch16_224",
@@ -101,8 +111,6 @@ def load_teacher(
 
 
 def _load(full: str, modality: Modality, options: dict[str, Any]) -> Teacher:
-    from featurecache.teachers import TEACHERS
-
     kind, _, name = full.partition(":")
     if kind == "hf":
         kind, name = _hf_kind(name, modality, options.get("trust_remote_code", False))

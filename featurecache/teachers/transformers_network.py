@@ -60,7 +60,7 @@ class Network:
     def __init__(
         self, folder: Path, *, head: str, weights: str | Path | None = None, trust_remote_code: bool = False
     ) -> None:
-        """`head` is the architecture ending that has logits, such as "ForSequenceClassification". Raises TeacherError."""
+        """`head` ends the names of architectures that have logits: "ForSequenceClassification". Raises TeacherError."""
         self.revision = commit_of(folder)
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         transformers.utils.logging.disable_progress_bar()

@@ -1,5 +1,6 @@
 """Where weights come from: safetensors on disk, or the model hub at one commit."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def commit_of(path: Path) -> str | None:
     """The commit in a hub cache path (.../snapshots/<commit>/...), for provenance; None elsewhere."""
-    return next(
-        (after for part, after in zip(path.parts, path.parts[1:]) if part == "snapshots" and is_commit(after)), None
-    )
+    following = itertools.pairwise(path.parts)
+    return next((after for part, after in following if part == "snapshots" and is_commit(after)), None)
 
 
 def fetch_file(repository: str, filename: str, *, revision: str | None = None) -> Path:
@@ -71,7 +71,7 @@ def fetch_file(repository: str, filename: str, *, revision: str | None = None) -
 
 
 def fetch_folder(repository: str, *, revision: str | None = None, code: bool = False) -> Path:
-    """Configuration, tokenizer and safetensors of a hub repository; its Python files only if `code`. Raises TeacherError."""
+    """Configuration, tokenizer, safetensors of a hub repository; Python files only if `code`. Raises TeacherError."""
     options: dict[str, Any] = {
         "revision": revision,
         "allow_patterns": [*_FOLDER_FILES, "*.py"] if code else list(_FOLDER_FILES),
