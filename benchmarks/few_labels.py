@@ -2,38 +2,17 @@
 
     python benchmarks/few_labels.py DATA OUT [--labels 500] [--steps 1500] [--seeds 0,1,2]
 
-DATA is a folder with a train and a test text file (`text` and `label` columns). Every stage is a command of the
-project, printed before it runs; a stage whose result stands in OUT is not run again. The teacher is MiniLM; its logits
-come from a linear probe that sees the same few labels as the student alone. Prints a table, and as the last line one
-JSON object. Nothing is chosen on the test part: all settings are fixed here.
+DATA is a folder with a train and a test text file (`text` and `label` columns). The teacher is MiniLM; its logits come
+from a linear probe that sees the same few labels as the student alone. Every setting is fixed here beforehand; the test
+part is looked at once. Prints a table, and as the last line one JSON object.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-FEATURECACHE = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-
-
-def run(*arguments: str, out: Path | None = None) -> None:
-    """One command of the project, unless what it makes is there already."""
-    if out is not None and out.exists():
-        return
-    print("featurecache", *arguments, flush=True)
-    subprocess.run([*FEATURECACHE, *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
-def evaluate(folder: Path, cache: Path) -> dict[str, float]:
-    """The scores of a run on the test part, kept beside it."""
-    kept = folder / "test.json"
-    if not kept.exists():
-        command = [*FEATURECACHE, "evaluate", str(folder), "--cache", str(cache), "--split", "test", "--json"]
-        kept.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    scores: dict[str, float] = json.loads(kept.read_text())
-    return scores
+from stages import run, scores_of, spread, summarise
 
 
 def main() -> None:
@@ -61,10 +40,9 @@ def main() -> None:
         for arm, options in arms.items():
             folder = given.out / "runs" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
             shared = ["--student", given.student, "--max-length", str(given.max_length), "--lr", "1e-3", "--seed", seed]
-            resume = ["--resume"] if folder.exists() else []
-            command = ["train-student", "--cache", str(cache), *shared, *options, "--out", str(folder), *resume]
-            run(*command, out=folder / "summary.json")
-            scores[arm].append(evaluate(folder, cache))
+            command = ["train-student", "--cache", str(cache), *shared, *options, "--out", str(folder)]
+            run(*command, *(["--resume"] if folder.exists() else []), out=folder / "summary.json")
+            scores[arm].append(scores_of(folder, cache))
     report(scores)
 
 
@@ -72,24 +50,17 @@ def report(scores: dict[str, list[dict[str, float]]]) -> None:
     """Mean, standard deviation over seeds, and paired differences, in points of test accuracy."""
     points = {arm: [100 * result["accuracy"] for result in results] for arm, results in scores.items()}
     teacher = 100 * scores["distilled"][0]["teacher_accuracy"]
-    print(f"\n{'':<26}{'mean':>8}{'sd':>8}   seeds")
+    agreement = [100 * result["agreement"] for result in scores["distilled"]]
     for arm, values in points.items():
-        print(f"{arm:<26}{statistics.mean(values):>8.1f}{statistics.stdev(values):>8.1f}   {spread(values)}")
-    print(f"{'teacher (probe)':<26}{teacher:>8.1f}")
-    facts = {"teacher": teacher, "points": points}
+        print(f"{arm:<26}{summarise(values):>14}   ({spread(values)})")
+    print(f"{'teacher, linear probe':<26}{teacher:>7.1f}")
+    facts = {"teacher": teacher, "agreement": agreement, "points": points}
     for other in list(points)[1:]:
         differences = [ours - theirs for ours, theirs in zip(points["distilled"], points[other], strict=True)]
         facts[f"distilled less {other}"] = {"mean": statistics.mean(differences), "sd": statistics.stdev(differences)}
-        print(f"distilled less {other}: {statistics.mean(differences):.1f} ± {statistics.stdev(differences):.1f}")
-    agreement = [100 * result["agreement"] for result in scores["distilled"]]
-    facts["agreement"] = agreement
-    print(f"agreement of distilled with teacher: {spread(agreement)}")
+        print(f"distilled less {other}: {summarise(differences)}")
+    print(f"agreement of distilled with its teacher: {summarise(agreement)}")
     print(json.dumps(facts))
-
-
-def spread(values: list[float]) -> str:
-    """Each seed's value."""
-    return ", ".join(f"{value:.1f}" for value in values)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
         left, right = there.get(name), here.get(name)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             found += differences(left, right, f"{prefix}{name}.")
-        elif left != right:
+        elif left != right or (name in there) != (name in here):
             found.append((f"{prefix}{name}", left, right))
     return found

@@ -18,11 +18,10 @@ from featurecache.errors import IdentityError, UnknownNameError, UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.inputs import Inputs, TextInput
 from featurecache.loader import Loaded, load
-from featurecache.rows import rows_identity
+from featurecache.rows import listed_contents, rows_identity
 from featurecache.sources.base import Source
 from featurecache.store.layout import FORMAT, REASON, VALID, EncodedOutput, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
-from featurecache.store.reader import open_cache
 from featurecache.store.writer import CacheWriter, ShardWriter, matching_part
 from featurecache.teachers.base import Teacher
 from featurecache.types import ArraySpec, Json, Reason
@@ -105,8 +104,8 @@ def extract(
     part made from something else, or if the data changed while it was read, and DiskFullError.
     """
     part = matching_part(objects, part.split, "teacher", part.identity) or part
+    contents = listed_contents(source, objects, part.split)
     writer = CacheWriter(objects, part, assets=_assets(teacher))
-    contents = open_cache(objects.root).split(part.split).content_hashes
     batches = _Plan(writer, batch_size * (8 if source.modality == "text" else 1))
     encodings = {item.output.name: make_encoding(item.encoding, item.output) for item in part.outputs}
     run = _Forward(teacher.to(device), encodings, part, batch_size, torch.device(device))
@@ -205,8 +204,9 @@ class _Background:
         self._waiting: deque[Future[None]] = deque()
         self._open: ShardWriter | None = None
         self._rows = 0
+        self._failed = False
 
-    def __enter__(self) -> "_Background":
+    def __enter__(self) -> "_Background":  # noqa: PYI034 - beartype cannot check Self
         return self
 
     def append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
@@ -229,6 +229,9 @@ class _Background:
             self._waiting.popleft().result()
 
     def _append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
+        if self._failed:
+            return  # a shard with a hole must never be filled up by what was queued behind it
+        self._failed = True
         if self._open is None:
             self._open, self._rows = self._writer.open(shard), 0
         self._open.append(rows)
@@ -236,6 +239,7 @@ class _Background:
         if self._rows == shard.rows:
             self._open.commit()
             self._open = None
+        self._failed = False
 
 
 def _by_length(inputs: Inputs, batch_size: int) -> Iterator[tuple[np.ndarray, Inputs]]:
@@ -277,8 +281,9 @@ def _encodings(
 def _part_name(teacher: str) -> str:
     """A teacher's name as the name of a part."""
     name = re.sub(r"[^a-z0-9_.-]+", "-", teacher.lower())
-    name = re.sub(r"\.{2,}", ".", name)[:64].strip(".-_")
-    return name if re.match(r"[a-z]", name) and name not in ("rows", "inputs", "views", "probe") else f"teacher-{name}"
+    name = re.sub(r"\.{2,}", ".", name)[:56].strip(".-_")
+    taken = ("rows", "inputs", "views", "probe", "assets", "seals", "c", "zarr.json", "cache.json", "part.json")
+    return name if re.match(r"[a-z]", name) and name not in taken else f"teacher-{name}"
 
 
 def _assets(teacher: Teacher) -> dict[str, bytes]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from featurecache.errors import UsageError
+from featurecache.errors import BadSampleError, UsageError
 from featurecache.fingerprint import hash_json
-from featurecache.types import Decoded, Json, Modality
+from featurecache.types import Decoded, Json, Modality, Reason
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,6 +28,7 @@ Inputs: TypeAlias = "Mapping[str, Tensor]"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MAX_RESIZED_PIXELS = 2**27
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -39,11 +40,18 @@ _RESAMPLING = {
 class Input(Protocol):
     """How decoded samples become a batch. `prepare` runs in loader workers, so an input can be pickled."""
 
-    modality: Modality
+    @property
+    def modality(self) -> Modality:
+        """What it takes in."""
+        ...
 
-    def prepare(self, data: Decoded) -> Prepared: ...
+    def prepare(self, data: Decoded) -> Prepared:
+        """One decoded sample as the network takes it. Raises BadSampleError if it cannot be made so."""
+        ...
 
-    def collate(self, items: Sequence[Prepared]) -> Inputs: ...
+    def collate(self, items: Sequence[Prepared]) -> Inputs:
+        """Prepared samples as one batch."""
+        ...
 
     def to_json(self) -> Json:
         """All that decides what the network sees, as plain JSON: part of a cache's identity."""
@@ -74,11 +82,16 @@ class ImageInput:
             raise UsageError(f"no image input has size {self.size} and crop_pct {self.crop_pct}")
 
     def prepare(self, data: Decoded) -> np.ndarray:
-        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the plain evaluation view, view 0."""
+        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the plain evaluation view, view 0.
+
+        Raises BadSampleError for an image so thin that resizing its shorter side would take gigabytes.
+        """
         assert isinstance(data, np.ndarray)
         image = Image.fromarray(data)
         scaled = int(self.size / self.crop_pct)  # timm rounds down too
         width, height = (scaled, scaled) if self.crop_mode == "squash" else _shorter_side(image.size, scaled)
+        if width * height > _MAX_RESIZED_PIXELS:
+            raise BadSampleError(Reason.IMAGE_TOO_LARGE, f"{width} x {height} with the shorter side resized")
         image = image.resize((width, height), _RESAMPLING[self.interpolation])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         image = image.crop((left, top, left + self.size, top + self.size))

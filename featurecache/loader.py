@@ -1,4 +1,4 @@
-"""Reading, decoding and preparing samples in worker processes, batch by batch: the same path for teacher and student."""
+"""Reading, decoding and preparing samples in worker processes, batch by batch: one path for teacher and student."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def load(
     loader = DataLoader(
         _Batches(source, network_input, hash_inputs),
         batch_size=None,
-        sampler=batches,  # type: ignore[arg-type]  # any iterable will do; DataLoader asks for no more
+        sampler=batches,  # any iterable will do; DataLoader asks for no more
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
@@ -84,10 +84,10 @@ class _Batches(Dataset[Loaded]):
             contents[at] = content_hash(sample.encoded)
             try:
                 data = decode(sample, self.source.modality)
+                item = self.input.prepare(data)
             except BadSampleError as error:
                 reasons[at] = error.reason
                 continue
-            item = self.input.prepare(data)
             if self.hash_inputs:
                 inputs[at] = hash_pixels(item if isinstance(data, str) else data)
             items.append(item)

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from featurecache.errors import IncompleteError
 from featurecache.fingerprint import content_hash, key_hash
 from featurecache.sources.base import Source
 from featurecache.store.layout import PartSpec, Shard
 from featurecache.store.objects import LocalObjects
+from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import CacheWriter, matching_part
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["list_rows", "rows_identity"]
+__all__ = ["list_rows", "listed_contents", "rows_identity"]
 
 
 def rows_identity(source: Source) -> Json:
@@ -30,6 +32,14 @@ def list_rows(source: Source, objects: LocalObjects, split: str) -> Iterator[Sha
     for shard in writer.pending():
         writer.write(shard, _rows(source, part, shard))
         yield shard
+
+
+def listed_contents(source: Source, objects: LocalObjects, split: str) -> np.ndarray:
+    """uint64 (samples,): the content hash of each sample when it was listed. Raises IncompleteError, IdentityError."""
+    part = matching_part(objects, split, "rows", rows_identity(source))
+    if part is None:
+        raise IncompleteError(f"the rows of split {split!r} are not listed yet", hint="list_rows does so")
+    return PartReader(objects, part).whole("content_hash")
 
 
 def _part(source: Source, split: str, identity: Json) -> PartSpec:

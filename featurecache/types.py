@@ -1,6 +1,7 @@
 """The nouns that every part of the project shares: samples, outputs, arrays and sparse logits."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -96,8 +97,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row; of the longest possible one in a ragged array."""
-        elements = int(np.prod(self.shape, dtype=np.int64)) * max(self.longest, 1)
-        return elements * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * max(self.longest, 1) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +116,5 @@ class SparseLogits:
 
     def to(self, *args: Any, **kwargs: Any) -> "SparseLogits":
         """The same on another device (arguments as of `Tensor.to`; dtypes are kept)."""
-        moved = (tensor.to(*args, **kwargs) for tensor in (self.values, self.indices, self.logsumexp))
-        return SparseLogits(*moved, temperatures=self.temperatures, size=self.size)
+        values, indices, sums = (item.to(*args, **kwargs) for item in (self.values, self.indices, self.logsumexp))
+        return SparseLogits(values, indices, sums, self.temperatures, self.size)

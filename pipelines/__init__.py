@@ -8,14 +8,14 @@ _PUBLIC = {
     "describe_cache": "pipelines.describe",
     "describe_progress": "pipelines.describe",
     "evaluate_run": "pipelines.evaluate",
-    "extract_cache": "pipelines.extract_cache",
+    "extract_cache": "pipelines.extract",
     "finish": "pipelines.events",
     "fit_probe": "pipelines.probe",
-    "fit_teacher": "pipelines.fit_teacher",
+    "fit_teacher": "pipelines.fit",
     "train_student": "pipelines.train",
 }
 
-__all__ = list(_PUBLIC)  # noqa: PLE0604
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,8 @@ from student.trainer import TrainSettings
 
 __all__ = ["Rows", "TrainingRun", "build", "open_rows"]
 
+_LEARNING_RATES = {"image": 1e-3, "text": 5e-4}
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -135,10 +137,11 @@ def _data(
 
 def _settings(recipe: TrainRecipe, training: CachedData) -> TrainSettings:
     per_epoch = training.steps_per_epoch(recipe.batch_size)
+    rate = _LEARNING_RATES[training.source.modality] if recipe.learning_rate is None else recipe.learning_rate
     return TrainSettings(
         steps=recipe.steps or max(round(recipe.epochs * per_epoch), 1),
         batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate or (1e-3 if training.source.modality == "image" else 5e-4),
+        learning_rate=rate,
         weight_decay=recipe.weight_decay,
         warmup=recipe.warmup,
         clip=recipe.clip,

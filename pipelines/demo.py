@@ -10,7 +10,7 @@ from featurecache.errors import UsageError
 from featurecache.types import Json
 from pipelines.events import Message, Run
 from pipelines.evaluate import evaluate_run
-from pipelines.extract_cache import extract_cache
+from pipelines.extract import extract_cache
 from pipelines.probe import fit_probe
 from pipelines.train import train_student
 

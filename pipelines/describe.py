@@ -31,7 +31,7 @@ def describe_cache(path: Path | str) -> Json:
 
 
 def describe_progress(path: Path | str) -> Json:
-    """Committed and missing rows of every part, from commit records alone."""
+    """Committed and missing rows of every part, from commit records alone; complete is a cache that is sealed too."""
     from featurecache.store.commit import read_records
     from featurecache.store.reader import open_cache
 
@@ -47,8 +47,9 @@ def describe_progress(path: Path | str) -> Json:
             "shards": f"{len(done)}/{len(shards)}",
             "complete": len(done) == len(shards),
         }
-    complete = bool(parts) and all(part["complete"] for part in parts.values())
-    return {"cache": str(path), "sealed": cache.seal is not None, "complete": complete, "parts": parts}
+    sealed = cache.seal is not None
+    complete = sealed and all(part["complete"] for part in parts.values())
+    return {"cache": str(path), "sealed": sealed, "complete": complete, "parts": parts}
 
 
 def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
@@ -61,7 +62,7 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
         facts |= {"modality": part.facts["modality"], "classes": len(part.facts["class_names"])}
     if part.kind == "teacher":
         facts["teacher"] = part.facts["teacher"]
-        facts["weights_sha256"] = part.identity["teacher"]["weights_sha256"]
+        facts["weights_sha256"] = part.identity["teacher"].get("weights_sha256")
         invalid: dict[str, int] = {}
         for record in records.values():
             for name, count in record.invalid.items():

@@ -1,12 +1,14 @@
 """`fc evaluate`: a trained student beside the teacher that it learned from, on data neither was fitted to."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from featurecache.errors import UsageError
+from featurecache.sources import Source
 from featurecache.types import NO_LABEL, Json
 from pipelines.events import Message, Run, default_device, default_workers
 from pipelines.run_dir import RunDir
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_run"]
 
+_FEWEST_BANK_ROWS = 20
 _MOST_BANK_ROWS = 10_000
 """Training rows that features are judged with: enough for a steady number, few enough for any machine."""
+
+
+class _Loading(NamedTuple):
+    device: str
+    workers: int
+    max_invalid: float
 
 
 def evaluate_run(
@@ -53,14 +62,11 @@ def evaluate_run(
         yield Message("the cache has been added to since this student was trained")
     judged = split or next((name for name in ("test", "val") if name in opened.splits), recipe["split"])
     chosen = device or default_device()
-    loading = {
-        "device": chosen,
-        "workers": default_workers(chosen) if workers is None else workers,
-        "max_invalid": max_invalid,
-    }
+    loading = _Loading(chosen, default_workers(chosen) if workers is None else workers, max_invalid)
     given = data or recipe["data"]
     outside = judged != recipe["split"]
-    held_out = _open(student, opened.split(judged), open_samples(opened, judged, given), **loading)
+    held_out = _open(student, opened.split(judged), open_samples(opened, judged, given), loading)
+    _check_classes(held_out.source, facts["class_names"])
     if not outside:
         held_out = _part(held_out, recipe["validation"], validation=True)
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
@@ -76,7 +82,7 @@ def evaluate_run(
         **compare(found, targets, held_out.labels, classes),
     }
 
-    bank = _open(student, opened.split(recipe["split"]), open_samples(opened, recipe["split"], given), **loading)
+    bank = _open(student, opened.split(recipe["split"]), open_samples(opened, recipe["split"], given), loading)
     bank = _part(bank, recipe["validation"], validation=False)
     yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size)
     scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
@@ -89,22 +95,28 @@ def _plain(reader: "CacheReader") -> list[str]:
     return [name for name in reader.outputs if "/" not in name]
 
 
-def _open(
-    student: "Student", reader: "CacheReader", source: "object", *, device: str, workers: int, max_invalid: float
-) -> "CachedData":
+def _open(student: "Student", reader: "CacheReader", source: Source, loading: _Loading) -> "CachedData":
     from student.data import CachedData, join
 
-    joined = join(reader, source, _plain(reader), missing="skip", max_invalid=max_invalid)  # type: ignore[arg-type]
+    joined = join(reader, source, _plain(reader), missing="skip", max_invalid=loading.max_invalid)
     return CachedData(
-        source,  # type: ignore[arg-type]
+        source,
         student.backbone.input,
         samples=joined.samples,
         labels=joined.labels,
         rows=joined.rows,
         reader=reader,
-        device=device,
-        workers=workers,
+        device=loading.device,
+        workers=loading.workers,
     )
+
+
+def _check_classes(source: Source, trained: Sequence[str]) -> None:
+    """Class numbers mean the same as in training. Raises UsageError."""
+    here = list(source.class_names)
+    if here and trained and here != list(trained):
+        message = f"these classes are not those that the student learned: {reprlib.repr(here)}, {reprlib.repr(trained)}"
+        raise UsageError(message, hint="name all splits, so that they agree on classes: --data train=A --data test=B")
 
 
 def _part(data: "CachedData", fraction: float, *, validation: bool) -> "CachedData":
@@ -136,12 +148,12 @@ def _judge_features(
     names = ("neighbours", "linear", "teacher_neighbours", "teacher_linear")
     scores |= dict.fromkeys(names)
     labelled, judged = np.flatnonzero(bank.labels != NO_LABEL), np.flatnonzero(held_out.labels != NO_LABEL)
-    if labelled.size < 20 or not judged.size:
+    bank = bank.only(labelled[:: max(-(-labelled.size // _MOST_BANK_ROWS), 1)])
+    validation = validation_rows([bank.source.keys[sample] for sample in bank.samples], 0.15)
+    if labelled.size < _FEWEST_BANK_ROWS or not judged.size or not validation.any():
         yield Message("too few labels to judge features by")
         return
-    bank = bank.only(labelled[:: -(-labelled.size // _MOST_BANK_ROWS)])
     yield Message(f"features judged with {len(bank):,} labelled training rows")
-    validation = validation_rows([bank.source.keys[sample] for sample in bank.samples], 0.15)
     classes = len(bank.source.class_names)
     vectors = {"": (run_student(student, bank, batch_size=batch_size)["features"], found["features"])}
     embedding = targets.get("embedding")

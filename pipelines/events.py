@@ -53,6 +53,6 @@ def default_device() -> str:
 
 
 def default_workers(device: str) -> int:
-    """Loader processes: a quarter of the cores where the network needs them too, all but one (at most 8) beside a GPU."""
+    """Loader processes: a quarter of the cores where the network needs them too, else all but one and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores // 4 if device == "cpu" else min(cores - 1, 8)

@@ -31,7 +31,7 @@ def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) 
     columns = {name: hint[name] for name in ("text_column", "label_column", "id_column") if name in hint}
     limit = None if data else hint.get("limit")
     try:
-        return open_data(list(data or hint["data"]), splits=[split], limit=limit, **columns)[split]
+        return open_data(list(data or hint.get("data", ())), splits=[split], limit=limit, **columns)[split]
     except SourceError as error:
         if data:
             raise

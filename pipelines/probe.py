@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.errors import UsageError
-from featurecache.types import NO_LABEL, ArraySpec, Json, OutputSpec
+from featurecache.types import NO_LABEL, ArraySpec, Json, OutputSpec, SparseLogits
 from pipelines.events import Message, Run
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from featurecache.store.reader import Cache, CacheReader
     from student.linear_probe import LinearProbe
 
@@ -46,7 +48,7 @@ def fit_probe(
     held_out = validation_rows([reader.keys[row] for row in rows], validation)
     yield Message(f"fit on {(~held_out).sum():,} labels of {split}, {held_out.sum():,} to stop by")
     features = reader.read(rows, outputs=[output])[output]
-    if isinstance(features, tuple) or not hasattr(features, "float"):
+    if isinstance(features, SparseLogits):
         raise UsageError(f"a probe needs dense features; {output} is kept as sparse logits", hint="--output embedding")
     probe = fit_linear_probe(features, known[rows], held_out, classes=len(reader.class_names), seed=seed)
     part = _add_part(opened, reader, probe, chosen, output=output, seed=seed, validation=validation)
@@ -65,14 +67,13 @@ def _add_part(
     cache: "Cache",
     reader: "CacheReader",
     probe: "LinearProbe",
-    labelled: "object",
+    labelled: "np.ndarray",
     *,
     output: str,
     seed: int,
     validation: float,
 ) -> str:
     """Write the head and which rows' labels it saw; returns the part's place."""
-    import numpy as np
     import safetensors.torch
 
     from featurecache.fingerprint import hash_tensors
@@ -101,7 +102,7 @@ def _add_part(
         facts={"teacher_id": teacher.facts["teacher_id"], "input": output, "order": len(earlier)},
         provenance={
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "labels": int(np.sum(labelled)),
+            "labels": int(labelled.sum()),
             "validation": validation,
             "validation_accuracy": probe.validation_accuracy,
             "steps": probe.steps,
@@ -109,7 +110,7 @@ def _add_part(
         },
     )
     writer = CacheWriter(cache.objects, part, assets={"head.safetensors": safetensors.torch.save(tensors)})
-    seen = np.asarray(labelled, np.uint8)
+    seen = labelled.astype("uint8")
     for shard in writer.pending():
         writer.write(shard, {"labelled": seen[shard.start : shard.stop]})
     return part.prefix

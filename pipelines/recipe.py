@@ -1,5 +1,6 @@
 """The settings of a training run, as a person gives them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -62,8 +63,12 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1 or not 0 <= self.max_invalid <= 1:
             raise UsageError("--validation and --max-invalid are parts of the rows, between 0 and 1")
-        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+        if not self.epochs > 0 or self.epochs == math.inf or (self.steps is not None and self.steps < 1):
             raise UsageError("training needs more than 0 epochs, or at least 1 step")
+        least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2}
+        for name, smallest in least.items():
+            if (value := getattr(self, name)) is not None and value < smallest:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}", hint=f"it is at least {smallest}")
         if self.missing not in ("refuse", "skip"):
             raise UsageError(f"--missing is {self.missing!r}", hint="write refuse or skip")
 

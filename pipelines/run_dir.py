@@ -19,8 +19,11 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | str, recipe: Json, *, resume: bool) -> "RunDir":
-        """Begin a run, or take one up. Raises UsageError if one stands there, or none does to resume, and
-        IdentityError if it was begun with other settings."""
+        """Begin a run; with `resume`, take up the one that stands there, if one does.
+
+        Raises UsageError if there is one and it is not to be resumed, or something else, and IdentityError if it was
+        begun with other settings.
+        """
         run = cls(path)
         file = run.path / "recipe.json"
         if not file.exists():

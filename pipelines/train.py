@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.sources import location
 from featurecache.types import Json
 from pipelines.events import Advance, Message, Run
 from pipelines.recipe import TrainRecipe
@@ -77,6 +78,7 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
     return {
         **given,
         "cache": str(Path(recipe.cache).absolute()),
+        "data": location(recipe.data) if recipe.data else None,
         "digest": rows.digest,
         "objective": rows.objective,
         "student": built.student.backbone.to_json(),

@@ -1,0 +1,1 @@
+"""A small model that learns from a cache; it never meets the teacher."""

@@ -30,16 +30,17 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
+    scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> None:
-    """Weights, buffers, optimizer state and random states after `step` optimizer steps."""
+    """Weights, buffers, states of optimizer, loss scaler and random numbers after `step` optimizer steps."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    save_tensors(path, tensors, {"step": step})
+    save_tensors(path, tensors, {"step": step, "scaler": scaler.state_dict()})
 
 
 def load_checkpoint(
@@ -47,6 +48,7 @@ def load_checkpoint(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     *,
+    scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> int:
     """Restore what `save_checkpoint` saved into equal modules and optimizer; returns the step.
@@ -58,13 +60,16 @@ def load_checkpoint(
         for name, module in modules.items():
             module.load_state_dict(_below(state.tensors, name))
         _restore_optimizer(optimizer, _below(state.tensors, "optimizer"))
-    except (RuntimeError, ValueError, KeyError) as error:
+        if scaler.is_enabled():
+            scaler.load_state_dict(state.facts["scaler"])
+        torch.set_rng_state(state.tensors["random.cpu"].cpu())
+        step = int(state.facts["step"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         hint = "train into a new --out, or give the settings this run was begun with"
         raise CorruptCacheError(f"{path} does not fit this model: {error}", hint=hint) from error
-    torch.set_rng_state(state.tensors["random.cpu"].cpu())
     if device.type == "cuda" and "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"].cpu(), device)
-    return int(state.facts["step"])
+    return step
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from featurecache.inputs import Input, Inputs
 from featurecache.loader import Loaded, load
 from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
-from featurecache.types import SparseLogits
+from featurecache.types import NO_LABEL, SparseLogits
 from student.objectives.base import Batch
 
 __all__ = ["CachedData", "Joined", "join"]
@@ -60,7 +60,7 @@ def join(
     samples = np.flatnonzero(rows >= 0)
     samples = samples[np.argsort(rows[samples])]
     common = rows[samples]
-    usable = reader.valid(outputs)[common] if outputs else np.ones(common.size, bool)
+    usable = reader.valid(outputs or None)[common]  # where labels alone teach, a bad sample is still a bad sample
     invalid = int(common.size - usable.sum())
     if not usable.any():
         raise UsageError("the data and the cache have no usable sample in common", hint="is this the right --data?")
@@ -69,8 +69,15 @@ def join(
         raise UsageError(message, hint="`fc info CACHE` says why; repair the data, or raise --max-invalid")
     samples, common = samples[usable], common[usable]
     labels = source.labels[samples].astype(np.int64)
-    changed = int((labels != reader.labels[common]).sum())
+    changed = int((labels != _cached_labels(reader, source.class_names)[common]).sum())
     return Joined(common, samples, labels, invalid, int(absent.size), changed)
+
+
+def _cached_labels(reader: CacheReader, class_names: Sequence[str]) -> np.ndarray:
+    """The cache's labels as numbers of these classes; classes of other names become a number that no class has."""
+    number = {name: at for at, name in enumerate(class_names)}
+    numbers = [number.get(name, len(class_names)) for name in reader.class_names]
+    return np.array([*numbers, NO_LABEL], np.int64)[reader.labels]  # the last one is where NO_LABEL points
 
 
 class CachedData:

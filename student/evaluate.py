@@ -1,6 +1,6 @@
 """How good a student is: against labels, against its teacher's cached outputs, and as features."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +28,17 @@ class Features:
 
 
 def run_student(student: Student, data: CachedData, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Every output of the student for every row, on the CPU: {"features": float32 (rows, dim), head: ...}."""
+    """Every output of the student for every row, on the CPU: {"features": float32 (rows, dim), head: ...}.
+
+    A shared head's output is there once, under the head's own name and in its own classes.
+    """
     student.to(data.device).eval()
     found: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for batch in data.in_order(batch_size):
             for name, values in student(batch.inputs).items():
-                found.setdefault(name, []).append(values.cpu())
+                if name not in student.shared:
+                    found.setdefault(name, []).append(values.cpu())
     return {name: torch.cat(values) for name, values in found.items()}
 
 
@@ -80,19 +84,18 @@ def feature_scores(bank: Features, queries: Features, validation: np.ndarray, *,
     return {"neighbours": _mean(neighbours), "linear": _mean(linear)}
 
 
-def top_class(logits: Tensor | SparseLogits, among: Iterable[int] | None = None) -> np.ndarray:
+def top_class(logits: Tensor | SparseLogits, among: np.ndarray | None = None) -> np.ndarray:
     """int64 (rows,): the class with the largest logit; of a few classes only, where `among` lists them.
 
     Where none of those is among the stored ones of sparse logits, it is the largest of all.
     """
     if isinstance(logits, SparseLogits):
         ranked = logits.indices.numpy()
-        wanted = np.isin(ranked, np.asarray(list(among))) if among is not None else np.ones_like(ranked, bool)
+        wanted = np.ones_like(ranked, bool) if among is None else np.isin(ranked, among)
         return ranked[np.arange(len(ranked)), wanted.argmax(1)]
     if among is None:
         return logits.argmax(1).numpy()
-    chosen = np.asarray(list(among))
-    return chosen[logits[:, chosen].argmax(1).numpy()]
+    return among[logits[:, among].argmax(1).numpy()]
 
 
 def _kl(logits: Tensor, targets: Tensor | SparseLogits) -> float | None:
@@ -102,7 +105,7 @@ def _kl(logits: Tensor, targets: Tensor | SparseLogits) -> float | None:
 
 
 def _nearest_neighbours(bank: Features, queries: Features, classes: int) -> np.ndarray:
-    """int64 (queries,): the class most frequent among the nearest rows of the bank; the nearest one breaks ties."""
+    """int64 (queries,): the most frequent class among the nearest rows of the bank; of equal ones, the nearer one."""
     stored = F.normalize(bank.vectors, dim=1)
     labels = torch.from_numpy(bank.labels)
     found = []

@@ -46,7 +46,7 @@ def load_student(folder: Path) -> tuple[Student, Json]:
         text = tokenizer.read_text(encoding="utf-8") if value["input"]["kind"] == "text" else None
         backbone = backbone_from_json(value["backbone"], input_from_json(value["input"], text))
         student = Student(backbone, value["heads"], shared=value["shared"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCacheError(f"{folder} does not hold a whole student: {error}") from error
     load_weights(folder / "student.safetensors", student)
     return student.eval(), value

@@ -41,8 +41,8 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Multinomial logistic regression by AdamW on standardised features; stopping early is its regularisation.
 
-    `features` is float (rows, dim), `labels` int (rows,), `validation` bool (rows,). The number of steps is the one with
-    the smallest loss on the validation rows; then the probe is fitted anew on all rows, for as many steps.
+    `features` is float (rows, dim), `labels` int (rows,), `validation` bool (rows,). The number of steps is the one
+    with the smallest loss on the validation rows; then the probe is fitted anew on all rows, for as many steps.
     Raises UsageError if there is nothing to fit on or nothing to validate on.
     """
     if validation.all() or not validation.any():
@@ -57,9 +57,7 @@ def fit_linear_probe(
     steps, accuracy = _best_steps(
         scaled[~held_out], targets[~held_out], scaled[held_out], targets[held_out], classes=classes, seed=seed
     )
-    weight, bias = torch.zeros(0), torch.zeros(0)
-    for _, weight, bias in _descend(scaled, targets, classes=classes, seed=seed, steps=steps):
-        pass
+    *_, (_, weight, bias) = _descend(scaled, targets, classes=classes, seed=seed, steps=steps)
     weight = weight / std
     return LinearProbe(weight, bias - weight @ mean, accuracy, steps)
 

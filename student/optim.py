@@ -12,7 +12,7 @@ __all__ = ["clip_gradients", "learning_rate", "make_optimizer"]
 def make_optimizer(modules: Iterable[nn.Module], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over the modules' trainable parameters: matrices decay; biases, norms and scalars do not.
 
-    The order is that of the modules and of their parameters, so a saved state fits again; a shared parameter counts once.
+    The order is that of the modules and of their parameters, so a saved state fits again; shared ones count once.
     """
     parameters = _trainable(modules)
     groups = [
@@ -35,7 +35,7 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: flo
 
 
 def clip_gradients(modules: Iterable[nn.Module], *, max_norm: float) -> Tensor:
-    """Scale all gradients together to a norm of at most `max_norm`; returns the norm before, a scalar on their device."""
+    """Scale all gradients together to a norm of at most `max_norm`; returns the norm before, on their device."""
     return nn.utils.clip_grad_norm_(_trainable(modules), max_norm)
 
 

@@ -1,4 +1,4 @@
-"""Which rows train, which validate, whose labels may be seen: decided by key, the same in every run and on every machine."""
+"""Which rows train, which validate, whose labels may be seen: decided by key, the same in every run and everywhere."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ def labelled_rows(keys: Sequence[str], labels: np.ndarray, count: int | None) ->
     rows = np.flatnonzero(has_label)
     if not 1 <= count <= rows.size:
         raise UsageError(f"cannot choose {count} labels: {rows.size} usable rows have one")
-    order = np.argsort([hash_unit("labels", keys[row]) for row in rows], kind="stable")
+    order = np.argsort([hash_unit("labels", keys[int(row)]) for row in rows], kind="stable")
     chosen = np.zeros(len(keys), bool)
     chosen[rows[order[:count]]] = True
     return chosen

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from featurecache.errors import FeatureCacheError, UsageError
 from student.checkpoint import load_checkpoint, save_checkpoint
 from student.data import CachedData
-from student.models.student import Student
 from student.objectives.base import Batch
 from student.objectives.weighted import WeightedSum
 from student.optim import clip_gradients, learning_rate, make_optimizer
@@ -44,14 +43,15 @@ class TrainSettings:
     seed: int = 0
     """Of weights, order, dropout and negatives."""
     interval: int = 0
-    """Steps between validations, each followed by a checkpoint; 0 for every epoch, or every 100 steps if that is rarer."""
+    """Steps between validations, each followed by a checkpoint; 0 for every epoch, or 100 steps if that is rarer."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise UsageError(f"training needs at least one step of one sample, not {self.steps} of {self.batch_size}")
         if self.precision not in _PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(_PRECISIONS)}")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.warmup <= 1 or self.clip < 0:
+        positive = 0 < self.learning_rate < math.inf
+        if not (positive and self.weight_decay >= 0 and 0 <= self.warmup <= 1 and self.clip >= 0):
             raise UsageError("learning rate must be positive, decay and clip not negative, warm-up between 0 and 1")
 
 
@@ -77,7 +77,7 @@ class Validated:
 
 
 def train(
-    student: Student,
+    student: nn.Module,
     objective: WeightedSum,
     data: CachedData,
     settings: TrainSettings,
@@ -88,6 +88,7 @@ def train(
 ) -> Iterator[Step | Validated]:
     """Train in place, yielding every step, and a validation at every interval and at the end.
 
+    `student` maps a batch of inputs to outputs by name, as a `Student` does.
     With `checkpoint`, everything is saved there after each validation; with `resume` the run goes on
     from it, with the same batches and the same random numbers as one that was never interrupted.
     Raises FeatureCacheError when the loss is no longer finite.
@@ -95,8 +96,10 @@ def train(
     device = data.device
     modules: dict[str, nn.Module] = {"student": student.to(device), "objective": objective.to(device)}
     optimizer = make_optimizer(modules.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    done = load_checkpoint(checkpoint, modules, optimizer, device=device) if resume and checkpoint else 0
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    done = 0
+    if resume and checkpoint is not None:
+        done = load_checkpoint(checkpoint, modules, optimizer, scaler=scaler, device=device)
     per_epoch = data.steps_per_epoch(settings.batch_size)
     interval = settings.interval or max(per_epoch, 100)
     batches = data.shuffled(settings.batch_size, seed=settings.seed, start=done, stop=settings.steps)
@@ -113,35 +116,37 @@ def train(
         losses = _step(student, objective, batch, optimizer, scaler, settings)
         yield Step(step, (step - 1) // per_epoch, rate, losses)
         if step % interval == 0 or step == settings.steps:
-            _check_finite(losses, step)
+            _check_finite(losses, modules, step)
             if validation is not None and len(validation):
                 yield Validated(
                     step, (step - 1) // per_epoch, evaluate_objective(student, objective, validation, settings)
                 )
                 student.train()
             if checkpoint is not None:
-                save_checkpoint(checkpoint, modules, optimizer, step=step, device=device)
+                save_checkpoint(checkpoint, modules, optimizer, step=step, scaler=scaler, device=device)
     student.eval()
 
 
 def evaluate_objective(
-    student: Student, objective: WeightedSum, data: CachedData, settings: TrainSettings
+    student: nn.Module, objective: WeightedSum, data: CachedData, settings: TrainSettings
 ) -> dict[str, float]:
     """The mean of the total and of each objective over all rows, without gradients or dropout."""
     student.eval()
     sums: dict[str, float] = {}
+    rows = 0
     with torch.inference_mode():
         for batch in data.in_order(settings.batch_size):
             with _precision(settings, data.device):
                 outputs = student(batch.inputs)
             total, parts = objective(outputs, batch)
+            rows += len(batch.rows)
             for name, value in {"loss": total, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.rows)
-    return {name: value / len(data) for name, value in sums.items()}
+    return {name: value / rows for name, value in sums.items()}
 
 
 def _step(
-    student: Student,
+    student: nn.Module,
     objective: WeightedSum,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
@@ -166,8 +171,11 @@ def _precision(settings: TrainSettings, device: torch.device) -> contextlib.Abst
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+def _check_finite(losses: Mapping[str, Tensor], modules: Mapping[str, nn.Module], step: int) -> None:
     bad = [name for name, value in losses.items() if not math.isfinite(float(value))]
+    # a finite loss may have had a gradient that was not
+    weights = (parameter for module in modules.values() for parameter in module.parameters())
+    bad += [] if all(bool(parameter.isfinite().all()) for parameter in weights) else ["weights"]
     if bad:
         hint = "lower --lr, or train in float32; the last checkpoint is from before this"
         raise FeatureCacheError(f"the loss is not finite at step {step:,} ({', '.join(bad)})", hint=hint)

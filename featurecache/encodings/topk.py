@@ -1,5 +1,6 @@
 """The k largest logits of each row, and the logsumexp of the whole row at the temperatures that will be used."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,10 +25,10 @@ class TopK:
         (size,) = output.shape if len(output.shape) == 1 else (0,)
         if not 1 <= k <= size:
             raise UsageError(f"topk:{k} needs an output with at least {k} classes; {output.name} has {size}")
-        if not temperatures or min(temperatures) <= 0:
-            raise UsageError("temperatures must be positive", hint="for example --temperatures 1,2,4")
+        if not temperatures or not all(0 < t < math.inf for t in temperatures):
+            raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
         self.temperatures = tuple(sorted(set(map(float, temperatures))))
-        self.spec = f"topk:{k}@{','.join(f'{t:g}' for t in self.temperatures)}"
+        self.spec = f"topk:{k}@{','.join(map(_shortest, self.temperatures))}"
         self._name, self._k, self._size = output.name, k, size
         index: Dtype = "uint16" if size <= 2**16 else "int32"
         self.arrays = (
@@ -58,3 +59,8 @@ class TopK:
             temperatures=self.temperatures,
             size=self._size,
         )
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that reads back as the same number: "2", "0.5"."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)

@@ -1,6 +1,8 @@
 """Commit records say which rows exist; seals say what a whole cache is. Both are create-only JSON."""
 
 import hashlib
+import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +11,20 @@ import google_crc32c
 
 from featurecache.errors import CorruptCacheError, IncompleteError
 from featurecache.fingerprint import canonical_json
-from featurecache.store.layout import FORMAT, PartSpec, Shard, part_from_json
-from featurecache.store.objects import LocalObjects
+from featurecache.store.layout import (
+    FORMAT,
+    MAX_PART_BYTES,
+    PartSpec,
+    Shard,
+    inner_rows,
+    part_from_json,
+    shard_bytes,
+    shard_key,
+)
+from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
 from featurecache.store.shard_file import Payload
-from featurecache.store.validate import read_json
-from featurecache.types import Json, Reason
+from featurecache.store.validate import check_count, check_text, parse_json, read_json
+from featurecache.types import ArraySpec, Json, Reason
 
 __all__ = [
     "MAX_SEAL_BYTES",
@@ -33,6 +44,7 @@ MAX_SEAL_BYTES = 2**28
 """A seal lists every object, so it may be larger than other JSON: about a million objects."""
 
 _NOT_SPLITS = {"seals"}
+_SEAL = re.compile(r"(0|[1-9][0-9]{0,8})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +91,30 @@ def read_records(objects: LocalObjects, part: PartSpec) -> dict[tuple[int, int],
 
 
 def _parse(value: Json, part: PartSpec, shard: Shard, key: str) -> CommitRecord:
+    expected = (FORMAT, part.recipe_id, shard.view, shard.index, [shard.start, shard.stop])
     try:
-        agrees = (value["recipe_id"], value["rows"]) == (part.recipe_id, [shard.start, shard.stop])
-        payloads = tuple(
-            Payload(item["key"], item["bytes"], item["sha256"], item["crc32c"], tuple(item["inner_crc32c"]))
-            for item in value["objects"]
-        )
-        record = CommitRecord(shard, payloads, {str(Reason[name].name): int(n) for name, n in value["invalid"].items()})
+        if tuple(value[name] for name in ("format", "recipe_id", "view", "shard", "rows")) != expected:
+            raise CorruptCacheError(f"{key} belongs to another part")
+        arrays = zip(value["objects"], part.arrays, strict=True)
+        payloads = tuple(_payload(item, part, array, shard) for item, array in arrays)
+        invalid = {Reason[name].name: check_count(count) for name, count in value["invalid"].items()}
+        return CommitRecord(shard, payloads, invalid)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCacheError(f"{key} is not a commit record: {error}") from None
-    if not agrees or len(payloads) != len(part.arrays):
-        raise CorruptCacheError(f"{key} belongs to another part")
-    return record
+
+
+def _payload(item: Json, part: PartSpec, array: ArraySpec, shard: Shard) -> Payload:
+    """Raises KeyError, TypeError or ValueError if this is no shard that the array can have."""
+    inner = tuple(check_count(checksum, below=2**32) for checksum in item["inner_crc32c"])
+    step = part.rows_per_shard
+    most = step // inner_rows(array, step)
+    chunks = range(1, most + 1) if array.longest else [math.ceil(shard.rows / inner_rows(array, step))]
+    size = check_count(item["bytes"])
+    if item["key"] != shard_key(part, array, shard) or len(inner) not in chunks:
+        raise ValueError(f"no shard of {array.name}")
+    if size != shard_bytes(array, step, len(inner)):
+        raise ValueError(f"a shard of {array.name} with {len(inner)} inner chunks cannot have {size:,} bytes")
+    return Payload(item["key"], size, check_text(item["sha256"]), check_count(item["crc32c"], below=2**32), inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +142,7 @@ def find_parts(objects: LocalObjects, split: str) -> list[PartSpec]:
 
 def read_part(objects: LocalObjects, prefix: str) -> PartSpec:
     """The part at a prefix. Raises CorruptCacheError if its part.json is not of format 1, or of another place."""
-    part = part_from_json(read_json(objects, f"{prefix}/part.json"))
+    part = part_from_json(read_json(objects, f"{prefix}/part.json", limit=MAX_PART_BYTES))
     if part.prefix != prefix:
         raise CorruptCacheError(f"{prefix}/part.json is the part.json of {part.prefix}")
     return part
@@ -138,39 +162,49 @@ def seal(objects: LocalObjects) -> Seal:
     if not parts:
         raise IncompleteError(f"nothing in {objects.root} is complete yet", hint="run the same `fc extract` again")
     entries = sorted(_entries(objects, parts), key=lambda entry: str(entry["key"]))
-    before = latest_seal(objects)
-    if before and read_json(objects, _seal_key(before.number), limit=MAX_SEAL_BYTES)["objects"] == entries:
+    before, listed = _read_latest(objects) or (None, [])
+    if before and listed == entries:
         return before
     number = before.number + 1 if before else 0
+    prefixes = [part.prefix for part in parts]
     value = {
         "format": FORMAT,
         "number": number,
         "previous": before.digest if before else None,
         "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "parts": [part.prefix for part in parts],
+        "parts": prefixes,
         "objects": entries,
     }
-    objects.put_new(_seal_key(number), canonical_json(value))
-    sealed = latest_seal(objects)
-    assert sealed is not None
-    return sealed
+    data = canonical_json(value)
+    if not objects.put_new(_seal_key(number), data):
+        return seal(objects)  # another run took the number, perhaps with a seal that covers less
+    total = sum(entry["bytes"] for entry in entries)
+    return Seal(number, hashlib.sha256(data).hexdigest(), tuple(prefixes), total)
 
 
 def latest_seal(objects: LocalObjects) -> Seal | None:
     """The newest seal, or None. Raises CorruptCacheError if it cannot be read."""
-    numbers = [
-        int(name.removesuffix(".json")) for name in objects.list("seals") if name.removesuffix(".json").isdigit()
-    ]
-    if not numbers:
+    found = _read_latest(objects)
+    return found[0] if found else None
+
+
+def _read_latest(objects: LocalObjects) -> tuple[Seal, list[Json]] | None:
+    """The newest seal and the objects it lists."""
+    found = [match for name in objects.list("seals") if (match := _SEAL.fullmatch(name))]
+    if not found:
         return None
-    key = _seal_key(max(numbers))
-    value = read_json(objects, key, limit=MAX_SEAL_BYTES)
-    digest = hashlib.sha256(objects.get(key, limit=MAX_SEAL_BYTES)).hexdigest()
+    number = max(int(match[1]) for match in found)
+    key = _seal_key(number)
+    data = objects.get(key, limit=MAX_SEAL_BYTES)
+    value = parse_json(data, key)
     try:
-        total = sum(entry["bytes"] for entry in value["objects"])
-        return Seal(value["number"], digest, tuple(value["parts"]), total)
-    except (KeyError, TypeError) as error:
+        if value["format"] != FORMAT or value["number"] != number:
+            raise CorruptCacheError(f"{key} is not seal {number} of format {FORMAT}")
+        total = sum(check_count(entry["bytes"]) for entry in value["objects"])
+        parts = tuple(map(check_text, value["parts"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptCacheError(f"{key} is not a seal: {error}") from None
+    return Seal(number, hashlib.sha256(data).hexdigest(), parts, total), value["objects"]
 
 
 def _seal_key(number: int) -> str:
@@ -188,10 +222,12 @@ def _entries(objects: LocalObjects, parts: Sequence[PartSpec]) -> list[Json]:
         for record in read_records(objects, part).values():
             keys.add(CommitRecord.key(part, record.shard))
             for payload in record.payloads:
+                if objects.size(payload.key) != payload.bytes:
+                    raise CorruptCacheError(f"{payload.key} is not the object that was committed")
                 hashes = {"bytes": payload.bytes, "crc32c": payload.crc32c, "sha256": payload.sha256}
                 entries.append({"key": payload.key, **hashes})
     for key in keys:
-        data = objects.get(key, limit=MAX_SEAL_BYTES)
+        data = objects.get(key, limit=MAX_ASSET_BYTES)
         hashes = {"bytes": len(data), "crc32c": google_crc32c.value(data), "sha256": hashlib.sha256(data).hexdigest()}
         entries.append({"key": key, **hashes})
     return entries

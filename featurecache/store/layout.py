@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, UsageError
-from featurecache.fingerprint import hash_json
+from featurecache.fingerprint import canonical_json, hash_json
+from featurecache.store.validate import check_count, check_text
 from featurecache.types import ArraySpec, Json, OutputSpec, Reason
 
 __all__ = [
     "FORMAT",
     "GROUP",
+    "MAX_PART_BYTES",
     "REASON",
     "VALID",
     "EncodedOutput",
@@ -28,6 +30,7 @@ __all__ = [
     "inner_rows",
     "part_from_json",
     "rows_per_shard",
+    "shard_bytes",
     "shard_key",
 ]
 
@@ -40,10 +43,17 @@ REASON = ArraySpec("reason", "uint8")
 
 GROUP: Json = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
+MAX_PART_BYTES = 2**24
+"""Largest part.json: room for the names of a million classes."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*")
 _RESERVED = {"assets", "seals", "c", "zarr.json", "cache.json", "part.json"}
 _MAX_SHARD_BYTES = 64 * 2**20
 _INNER_BYTES = 512 * 2**10
+_MAX_ROW_BYTES = 2**30
+_MAX_SHARDS = 2**20
+_TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input")}
+_DTYPES = ("float32", "float16", "uint8", "uint16", "uint64", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class PartSpec:
     rows: int
     identity: Json
     """What the part should be; its hash is the recipe_id."""
-    arrays: tuple[ArraySpec, ...] = ()
+    arrays: tuple[ArraySpec, ...]
     views: tuple[int, int] | None = None
     """First view and one past the last; None for a part that has no view axis."""
     outputs: tuple[EncodedOutput, ...] = ()
@@ -102,7 +112,14 @@ class PartSpec:
         check_name(self.split, "split")
         check_name(self.name, "part")
         for array in self.arrays:
-            check_name(array.name, "array")
+            _check_array(array)
+        if not 1 <= len({array.name for array in self.arrays}) == len(self.arrays):
+            raise UsageError(f"{self.prefix} needs an array, and no two of the same name")
+        first, stop = self.views or (0, 1)
+        if self.rows < 1 or not 0 <= first < stop:
+            raise UsageError(f"{self.prefix} cannot have {self.rows:,} rows and views {first} to {stop - 1}")
+        if (stop - first) * math.ceil(self.rows / self.rows_per_shard) > _MAX_SHARDS:
+            raise UsageError(f"{self.prefix} would have more than {_MAX_SHARDS:,} shards", hint="make several caches")
 
     @property
     def prefix(self) -> str:
@@ -120,9 +137,9 @@ class PartSpec:
         return rows_per_shard(self.rows, self.arrays)
 
     def shards(self) -> list[Shard]:
-        """Every shard of the part, view by view; none for a part without arrays."""
+        """Every shard of the part, view by view; there is at least one."""
         step = self.rows_per_shard
-        starts = range(0, self.rows, step) if self.arrays else ()
+        starts = range(0, self.rows, step)
         views = range(*self.views) if self.views else range(1)
         return [Shard(v, n, start, min(start + step, self.rows)) for v in views for n, start in enumerate(starts)]
 
@@ -156,23 +173,25 @@ class PartSpec:
 def part_from_json(value: Json) -> PartSpec:
     """The part that part.json describes. Raises CorruptCacheError where it does not fit format 1."""
     try:
+        canonical_json(value)  # refuses infinite numbers and broken text, wherever they are
         if value["format"] != FORMAT:
             raise CorruptCacheError(f"format {value['format']!r} is unknown", hint="a newer featurecache may read it")
         part = PartSpec(
             name=value["name"],
-            kind=value["kind"],
+            kind=check_text(value["kind"]),
             split=value["split"],
-            rows=_count(value["rows"]),
+            rows=check_count(value["rows"]),
             identity=value["identity"],
             arrays=tuple(_array_from_json(array) for array in value["arrays"]),
-            views=(_count(value["views"][0]), _count(value["views"][1])) if value["views"] else None,
+            views=None if value["views"] is None else _views_from_json(*value["views"]),
             outputs=tuple(_output_from_json(output) for output in value["outputs"]),
             facts=value["facts"],
             provenance=value["provenance"],
         )
         if part.recipe_id != value["recipe_id"] or part.rows_per_shard != value["rows_per_shard"]:
             raise CorruptCacheError(f"part.json of {part.prefix} does not agree with itself")
-    except (KeyError, TypeError, IndexError, AttributeError, UsageError) as error:
+        _check_facts(part)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise CorruptCacheError(f"part.json does not describe a part of format {FORMAT}: {error}") from error
     return part
 
@@ -198,6 +217,12 @@ def inner_rows(array: ArraySpec, shard_rows: int) -> int:
     """Rows of an inner chunk: the power of two nearest below 512 KiB, at most a shard."""
     most = max(_INNER_BYTES // array.row_bytes, 1)
     return min(1 << (most.bit_length() - 1), shard_rows)
+
+
+def shard_bytes(array: ArraySpec, shard_rows: int, chunks: int) -> int:
+    """Size of a shard file that holds so many inner chunks: their rows, an index of every possible one, its crc32c."""
+    inner = inner_rows(array, shard_rows)
+    return chunks * inner * array.row_bytes + shard_rows // inner * 16 + 4
 
 
 def shard_key(part: PartSpec, array: ArraySpec, shard: Shard) -> str:
@@ -255,18 +280,43 @@ def _array_to_json(array: ArraySpec, shard_rows: int) -> Json:
 
 
 def _array_from_json(value: Json) -> ArraySpec:
-    if value["dtype"] not in ("float32", "float16", "uint8", "uint16", "uint64", "int32", "int64"):
-        raise CorruptCacheError(f"the data type {value['dtype']!r} is not part of format {FORMAT}")
-    shape = tuple(_count(size) for size in value["shape"])
-    return ArraySpec(value["name"], value["dtype"], shape, tuple(value["dimensions"]), _count(value["longest"]))
+    if value["dtype"] not in _DTYPES:
+        raise ValueError(f"the data type {value['dtype']!r} is not part of format {FORMAT}")
+    shape, dimensions = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["dimensions"]))
+    return ArraySpec(check_text(value["name"]), value["dtype"], shape, dimensions, check_count(value["longest"]))
 
 
 def _output_from_json(value: Json) -> EncodedOutput:
-    shape = tuple(_count(size) for size in value["shape"])
-    return EncodedOutput(OutputSpec(value["name"], shape, tuple(value["classes"])), value["encoding"])
+    shape, classes = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["classes"]))
+    return EncodedOutput(OutputSpec(check_text(value["name"]), shape, classes), check_text(value["encoding"]))
 
 
-def _count(value: Json) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**48:
-        raise CorruptCacheError(f"{value!r} is not a size")
-    return value
+def _views_from_json(first: Json, stop: Json) -> tuple[int, int]:
+    return check_count(first), check_count(stop)
+
+
+def _check_array(array: ArraySpec) -> None:
+    check_name(array.name, "array")
+    if array.longest and array.shape:
+        raise UsageError(f"the ragged array {array.name} cannot have trailing axes")
+    if len(array.dimensions) not in (0, len(array.shape)):
+        raise UsageError(f"{array.name} has {len(array.shape)} trailing axes, not {len(array.dimensions)}")
+    if not 1 <= array.row_bytes <= _MAX_ROW_BYTES:
+        raise UsageError(f"a row of {array.name} cannot have {array.row_bytes:,} bytes")
+
+
+def _check_facts(part: PartSpec) -> None:
+    """Raises KeyError, TypeError or ValueError where a part lacks what readers look for in its kind."""
+    facts, identity = part.facts, part.identity
+    if not all(isinstance(value, dict) for value in (facts, identity, part.provenance)):
+        raise TypeError("identity, facts and provenance are JSON objects")
+    for name in _TEXT_FACTS.get(part.kind, ()):
+        check_text(facts[name])
+    if part.kind == "rows":
+        check_text(identity["fingerprint"])
+        if facts["modality"] not in ("image", "text") or not isinstance(facts["class_names"], list):
+            raise ValueError("rows are images or texts, and have a list of class names")
+        for name in facts["class_names"]:
+            check_text(name)
+    if part.kind == "probe":
+        check_count(facts["order"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import CorruptCacheError
+from featurecache.errors import CorruptCacheError, FeatureCacheError
 
 __all__ = ["map_shards"]
 
@@ -54,7 +54,7 @@ def _mapped(files: Mapping[int, tuple[Path, int]], total: int, slot_bytes: int) 
         found = libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0)
         if found is None or found == _FAILED:
             number = ctypes.get_errno()
-            raise OSError(number, f"cannot map {size:,} bytes: {os.strerror(number)}")
+            raise FeatureCacheError(f"cannot map {size:,} bytes: {os.strerror(number)}", hint="check `ulimit -v`")
         return int(found)
 
     start = place(None, total, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
@@ -69,8 +69,9 @@ def _mapped(files: Mapping[int, tuple[Path, int]], total: int, slot_bytes: int) 
         libc.munmap(start, total)
         raise
     buffer = (ctypes.c_uint8 * total).from_address(start)
-    weakref.finalize(buffer, libc.munmap, start, total)  # the array below keeps the buffer alive
-    array = np.frombuffer(buffer, np.uint8)
+    release = weakref.finalize(buffer, libc.munmap, start, total)  # the array below keeps the buffer alive
+    release.atexit = False  # other exit handlers may still read; the mapping ends with the process
+    array = np.frombuffer(memoryview(buffer), np.uint8)
     array.flags.writeable = False
     return array
 

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import os
 import re
+import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +13,28 @@ from typing import BinaryIO
 
 from featurecache.errors import CorruptCacheError, DiskFullError, FeatureCacheError, UsageError
 
-__all__ = ["MAX_JSON_BYTES", "LocalObjects", "disk_errors"]
+__all__ = ["MAX_ASSET_BYTES", "MAX_JSON_BYTES", "LocalObjects", "disk_errors"]
 
 MAX_JSON_BYTES = 2**20
 """Largest JSON object, seals aside: a limit on what a stranger's cache can make us parse."""
+
+MAX_ASSET_BYTES = 2**30
+"""Largest asset: a tokenizer, a head."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFullError."""
+    """Turn "no space left" and "quota exceeded" into DiskFullError, "permission denied" into UsageError."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, then run the same command again: committed rows are kept"
             raise DiskFullError(f"cannot write: {os.strerror(error.errno)}", hint=hint) from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise UsageError(f"cannot write: {error}", hint="choose a directory that you may write to") from error
         raise
 
 
@@ -49,46 +56,45 @@ class LocalObjects:
         return self.path(key).is_file()
 
     def size(self, key: str) -> int:
-        """Bytes. Raises CorruptCacheError if the object is missing."""
+        """Bytes. Raises CorruptCacheError if the object is missing, a link, or behind one."""
+        descriptor = self._open(key)
         try:
-            return self.path(key).stat().st_size
-        except FileNotFoundError:
-            raise CorruptCacheError(f"{key} is missing from {self.root}") from None
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
 
     def get(self, key: str, *, limit: int = MAX_JSON_BYTES) -> bytes:
-        """The whole object. Raises CorruptCacheError if it is missing, a link, or larger than the limit."""
-        path = self.path(key)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise CorruptCacheError(f"cannot read {key} in {self.root}: {os.strerror(error.errno or 0)}") from None
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise CorruptCacheError(f"{key} in {self.root} is larger than {limit:,} bytes")
-        return data
+        """The whole object. Raises CorruptCacheError if it is missing, a link, behind one, or beyond the limit."""
+        with os.fdopen(self._open(key), "rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise CorruptCacheError(f"{key} in {self.root} is larger than {limit:,} bytes")
+            return file.read()
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted names directly below a prefix; empty if there is none."""
+        """Sorted names directly below a prefix; empty if there is none. Hidden files are no objects."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.path(prefix) if prefix else self.root))
+            names = os.listdir(self.path(prefix) if prefix else self.root)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return sorted(name for name in names if _SEGMENT.fullmatch(name))
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Create an object durably. False, and nothing changed, if it stands already."""
         path, file = self.temporary()
-        with disk_errors(), file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return self.publish(path, key)
+        try:
+            with disk_errors(), file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return self.publish(path, key)
+        finally:
+            self.discard(path)
 
     def temporary(self) -> tuple[Path, BinaryIO]:
         """A new file under `_tmp/`, open for writing; `publish` or `discard` ends it."""
         path = self.root / "_tmp" / uuid.uuid4().hex
         with disk_errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_directories(path.parent)
             return path, path.open("xb")
 
     def publish(self, path: Path, key: str) -> bool:
@@ -114,6 +120,26 @@ class LocalObjects:
     def discard(self, path: Path) -> None:
         """Remove a temporary file."""
         path.unlink(missing_ok=True)
+
+    def sweep(self, *, seconds: float = 86_400.0) -> None:
+        """Remove what killed runs left under `_tmp/`: files that nobody has written to for so long."""
+        for name in self.list("_tmp"):
+            path = self.root / "_tmp" / name
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_mtime < time.time() - seconds:
+                    path.unlink()
+
+    def _open(self, key: str) -> int:
+        path = self.path(key)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # never wait for a planted pipe
+        except OSError as error:
+            raise CorruptCacheError(f"cannot read {key} in {self.root}: {os.strerror(error.errno or 0)}") from None
+        linked = any(parent.is_symlink() for parent in path.parents[: key.count("/")])
+        if linked or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CorruptCacheError(f"{key} in {self.root} is not a plain file, or lies behind a link")
+        return descriptor
 
 
 def _make_directories(path: Path) -> None:

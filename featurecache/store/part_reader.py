@@ -1,5 +1,6 @@
-"""One part as it lies on disk: arrays mapped when first used, each inner chunk's checksum compared when first touched."""
+"""One part as it lies on disk: arrays mapped when first used, each inner chunk checked when first touched."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -40,10 +41,7 @@ class PartReader:
 
     def elements(self, name: str, offsets: np.ndarray) -> list[np.ndarray]:
         """Elements [start, stop) of a ragged array for each row of `offsets`, int64 (rows, 2)."""
-        mapped = self._mapped(name)
-        mapped.check_all()
-        flat = mapped.values.reshape(-1)
-        return [flat[start:stop] for start, stop in offsets]
+        return self._mapped(name).elements(offsets)
 
     def _mapped(self, name: str) -> "_MappedArray":
         if name not in self._arrays:
@@ -80,48 +78,60 @@ class _MappedArray:
         shards = part.shards()
         files = {}
         self._name = f"{part.prefix}/{array.name}"
-        self._expected = np.full(
-            (len(shards), per_shard), -1, np.int64
-        )  # crc32c of each inner chunk; -1: no such chunk
+        self._rows = part.rows
+        self._view_rows = math.ceil(part.rows / shard_rows) * shard_rows
+        # crc32c of each inner chunk; -1 where there is none
+        expected = np.full((len(shards), per_shard), -1, np.int64)
         for slot, shard in enumerate(shards):
             record = records.get((shard.view, shard.index))
             if record is None:
                 continue
             key = shard_key(part, array, shard)
             payload = next((payload for payload in record.payloads if payload.key == key), None)
-            if payload is None or len(payload.inner) > per_shard or objects.size(key) != payload.bytes:
+            if payload is None or objects.size(key) != payload.bytes:
                 raise CorruptCacheError(f"{key} is not the object that was committed")
-            self._expected[slot, : len(payload.inner)] = payload.inner
+            expected[slot, : len(payload.inner)] = payload.inner
             files[slot] = objects.path(key), len(payload.inner) * self._inner_rows * array.row_bytes
         data = map_shards(files, slots=len(shards), slot_bytes=shard_rows * array.row_bytes)
         row_shape = (array.longest,) if array.longest else array.shape
         self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(len(shards) * shard_rows, *row_shape)
-        self._expected = self._expected.reshape(-1)
+        self._expected = expected.reshape(-1)
         self._checked = np.full(self._expected.shape, trust) & (self._expected >= 0)
 
     def take(self, slots: np.ndarray) -> np.ndarray:
         """A copy of some rows; slots were range-checked by the caller."""
-        chunks = slots // self._inner_rows
-        if not self._checked[chunks].all():
-            self._check(np.unique(chunks[~self._checked[chunks]]))
+        self._check_new(slots // self._inner_rows)
         # "clip" lets numpy write straight into the result; the range was checked above
         return np.take(self.values, slots, axis=0, mode="clip")
 
-    def check_all(self) -> None:
-        """Check every chunk that was committed."""
-        self._check(np.flatnonzero((self._expected >= 0) & ~self._checked))
+    def elements(self, offsets: np.ndarray) -> list[np.ndarray]:
+        """Elements [start, stop) for each row of `offsets`."""
+        starts, stops = offsets[:, 0], offsets[:, 1]
+        flat, longest = self.values.reshape(-1), self.values.shape[1]
+        if ((starts < 0) | (stops < starts) | (stops > flat.size) | (stops - starts > longest)).any():
+            raise CorruptCacheError(f"the offsets of {self._name} lead beyond its rows")
+        filled = stops > starts
+        # an inner chunk has room for the longest row, so none touches more than two
+        self._check_new(np.concatenate([starts[filled], stops[filled] - 1]) // (self._inner_rows * longest))
+        return [flat[start:stop] for start, stop in offsets]
+
+    def _check_new(self, chunks: np.ndarray) -> None:
+        if not self._checked[chunks].all():
+            self._check(np.unique(chunks[~self._checked[chunks]]))
 
     def _check(self, chunks: np.ndarray) -> None:
         absent = chunks[self._expected[chunks] < 0]
         if absent.size:
-            first = int(absent[0]) * self._inner_rows
             hint = "run the same `fc extract` again to add them"
-            raise IncompleteError(
-                f"rows {first:,} to {first + self._inner_rows - 1:,} of {self._name} are not committed", hint=hint
-            )
+            raise IncompleteError(f"{self._named(int(absent[0]))} are not committed", hint=hint)
         for chunk in chunks:
             rows = self.values[chunk * self._inner_rows : (chunk + 1) * self._inner_rows]
             if google_crc32c.value(rows.tobytes()) != self._expected[chunk]:
-                first = int(chunk) * self._inner_rows
-                raise CorruptCacheError(f"rows from {first:,} of {self._name} are not what was committed (crc32c)")
+                raise CorruptCacheError(f"{self._named(int(chunk))} are not what was committed (crc32c)")
             self._checked[chunk] = True
+
+    def _named(self, chunk: int) -> str:
+        """The rows of an inner chunk, in words."""
+        view, first = divmod(chunk * self._inner_rows, self._view_rows)
+        last = min(first + self._inner_rows, self._rows) - 1
+        return f"rows {first:,} to {last:,} of {self._name}" + (f" (view slot {view})" if view else "")

@@ -1,4 +1,4 @@
-"""Reading a cache: rows by number, outputs by name, parts joined; only what was committed, checked when first touched."""
+"""Reading a cache: rows by number, outputs by name, parts joined; only what was committed, and checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurecache.encodings import make_encoding
-from featurecache.errors import IncompleteError, UnknownNameError, UsageError
+from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameError, UsageError
 from featurecache.fingerprint import key_hash
 from featurecache.store.commit import Seal, find_parts, is_complete, latest_seal, splits
 from featurecache.store.layout import EncodedOutput, PartSpec
-from featurecache.store.objects import LocalObjects
+from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import check_version
 from featurecache.types import Json, Modality, OutputSpec, SparseLogits
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Cache", "CacheReader", "open_cache"]
-
-MAX_ASSET_BYTES = 2**30
 
 
 def open_cache(path: Path | str) -> "Cache":
@@ -39,7 +37,7 @@ class Cache:
 
     def __init__(self, objects: LocalObjects, facts: Json) -> None:
         self.objects = objects
-        self.source: Json = facts.get("source") or {}
+        self.source: Json = facts["source"]
         """Where the data came from: a hint."""
         self.uuid: str = facts["uuid"]
 
@@ -54,9 +52,15 @@ class Cache:
         return splits(self.objects)
 
     def parts(self, split: str) -> list[PartSpec]:
-        """Parts of a split; of a sealed cache, those that the seal covers."""
-        parts = find_parts(self.objects, split)
-        return [part for part in parts if part.prefix in self.seal.parts] if self.seal else parts
+        """Parts of a split; of a sealed cache, those that the seal covers. Raises CorruptCacheError if one is gone."""
+        parts = {part.prefix: part for part in find_parts(self.objects, split)}
+        if self.seal is None:
+            return list(parts.values())
+        sealed = [prefix for prefix in self.seal.parts if prefix.startswith(f"{split}/")]
+        for prefix in sealed:
+            if prefix not in parts:
+                raise CorruptCacheError(f"{prefix} is sealed, but it is not in {self.objects.root}")
+        return [parts[prefix] for prefix in sorted(sealed)]
 
     def all_parts(self) -> list[PartSpec]:
         """Parts of all splits, complete or not, sealed or not."""
@@ -87,7 +91,7 @@ class CacheReader:
         self.split = split
         parts = {part.name: part for part in cache.parts(split)}
         rows = parts.pop("rows", None)
-        if rows is None or not is_complete(cache.objects, rows):
+        if rows is None or rows.kind != "rows" or not is_complete(cache.objects, rows):
             hint = "run the same `fc extract` again to finish it"
             raise IncompleteError(f"the rows of split {split!r} are not all listed yet", hint=hint)
         self._rows = PartReader(cache.objects, rows, trust=trust)
@@ -95,6 +99,9 @@ class CacheReader:
         self.class_names: tuple[str, ...] = tuple(rows.facts["class_names"])
         self.fingerprint: str = rows.identity["fingerprint"]
         teachers = {name: part for name, part in parts.items() if part.kind == "teacher"}
+        for part in teachers.values():
+            if part.rows != rows.rows or part.identity.get("data") != rows.identity:
+                raise CorruptCacheError(f"{part.prefix} is over other rows than {rows.prefix}")
         self.teachers = {name: PartReader(cache.objects, part, trust=trust) for name, part in teachers.items()}
         self._outputs = self._find_outputs()
 
@@ -121,7 +128,10 @@ class CacheReader:
     def keys(self) -> list[str]:
         """The key of each row."""
         text = self._rows.elements("key_text", self._rows.whole("key_offsets"))
-        return [key.tobytes().decode() for key in text]
+        try:
+            return [key.tobytes().decode() for key in text]
+        except UnicodeDecodeError as error:
+            raise CorruptCacheError(f"a key of split {self.split!r} is not UTF-8: {error}") from None
 
     def rows_of(self, keys: Iterable[str]) -> np.ndarray:
         """int64: the row of each key, -1 where the cache does not have it."""
@@ -129,12 +139,16 @@ class CacheReader:
 
     def valid(self, outputs: Sequence[str] | None = None, *, view: int = 0) -> np.ndarray:
         """bool (rows,): whether a row holds all of these outputs (default: every output there is)."""
-        parts = {id(part): part for name in outputs or self._outputs for part in self._sources(name)}
-        return np.logical_and.reduce([part.whole("valid", view=view) == 1 for part in parts.values()])
+        names = self._outputs if outputs is None else outputs
+        parts = {id(part): part for part in map(self._source, names)}
+        valid = np.ones(len(self), bool)
+        for part in parts.values():
+            valid &= part.whole("valid", view=view) == 1
+        return valid
 
     def reasons(self, output: str, *, view: int = 0) -> np.ndarray:
         """uint8 (rows,): the `Reason` of each row for one output."""
-        return self._sources(output)[0].whole("reason", view=view)
+        return self._source(output).whole("reason", view=view)
 
     def read(
         self, rows: "np.ndarray | Sequence[int]", *, view: int = 0, outputs: Sequence[str] | None = None
@@ -145,12 +159,15 @@ class CacheReader:
         hold, UsageError for a row number it does not have, IncompleteError for rows that are not committed yet, and
         CorruptCacheError for rows that are not what was committed.
         """
-        index = np.asarray(rows, np.int64)
+        index = np.asarray(rows)
+        if index.size and index.dtype.kind not in "iu":
+            raise UsageError(f"rows are chosen by number, not by {index.dtype}", hint="np.flatnonzero makes a mask so")
+        index = index.astype(np.int64)
         return {name: self._read(name, index, view) for name in (self._outputs if outputs is None else outputs)}
 
     def teacher_part(self, output: str) -> PartSpec:
         """The teacher's part behind an output; behind head(embedding) it is the part of the embedding."""
-        return self._sources(output)[0].part
+        return self._source(output).part
 
     def output_part(self, output: str) -> PartSpec:
         """The part that gives an output: a teacher's, or a probe."""
@@ -175,9 +192,8 @@ class CacheReader:
 
     def _probes(self) -> list[PartSpec]:
         """Probes of any split that were fitted on the teacher this split holds, oldest first."""
-        teachers = {part.part.facts["teacher_id"] for part in self.teachers.values()}
         parts = [part for split in self.cache.splits for part in self.cache.parts(split) if part.kind == "probe"]
-        fitting = [part for part in parts if part.facts["teacher_id"] in teachers]
+        fitting = [part for part in parts if self._input_of(part)]
         return sorted(fitting, key=lambda part: (part.facts["order"], part.name))
 
     def _find(self, name: str) -> _Output:
@@ -185,38 +201,59 @@ class CacheReader:
             raise UnknownNameError(f"output in split {self.split!r} of this cache", name, self._outputs)
         return self._outputs[name]
 
-    def _sources(self, name: str) -> list["PartReader"]:
-        """The teacher parts whose arrays an output is read from."""
+    def _source(self, name: str) -> "PartReader":
+        """The teacher's part whose arrays an output is read from."""
         output = self._find(name)
         if output.part.part.kind == "teacher":
-            return [output.part]
-        wanted = output.part.part.facts["teacher_id"]
-        return [part for part in self.teachers.values() if part.part.facts["teacher_id"] == wanted]
+            return output.part
+        found = self._input_of(output.part.part)
+        assert found is not None
+        return found.part
+
+    def _input_of(self, probe: PartSpec) -> "_Output | None":
+        """The embedding of this split that a probe was fitted on, or None if the split does not hold it."""
+        for part in self.teachers.values():
+            for encoded in part.part.outputs:
+                if (part.part.facts["teacher_id"], encoded.output.name) == (
+                    probe.facts["teacher_id"],
+                    probe.facts["input"],
+                ):
+                    return _Output(part, encoded)
+        return None
 
     def _read(self, name: str, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
         output = self._find(name)
         if output.part.part.kind == "probe":
-            return self._apply_head(output.part.part, rows, view)
-        return _decode(output.part, output.encoded, rows, view)
+            return self._apply_head(output, rows, view)
+        return _decode(output, rows, view)
 
-    def _apply_head(self, probe: PartSpec, rows: np.ndarray, view: int) -> "Tensor":
+    def _apply_head(self, output: _Output, rows: np.ndarray, view: int) -> "Tensor":
         """head(embedding): the probe's linear layer on the cached embedding, float32 (rows, classes)."""
         import torch
 
+        probe, embedding = output.part.part, self._input_of(output.part.part)
+        assert embedding is not None
         weight, bias = self._head(probe)
-        wanted = probe.facts["teacher_id"]
-        part = next(part for part in self.teachers.values() if part.part.facts["teacher_id"] == wanted)
-        encoded = next(item for item in part.part.outputs if item.output.name == probe.facts["input"])
-        features = _decode(part, encoded, rows, view)
-        assert isinstance(features, torch.Tensor)
+        features = _decode(embedding, rows, view)
+        classes = output.encoded.output.shape
+        if (
+            isinstance(features, SparseLogits)
+            or weight.shape != (*classes, features.shape[-1])
+            or bias.shape != classes
+        ):
+            raise CorruptCacheError(f"the head of {probe.prefix} does not fit the {probe.facts['input']} of this split")
         return torch.addmm(bias, features, weight.T)
 
     def _head(self, probe: PartSpec) -> "tuple[Tensor, Tensor]":
         import safetensors.torch
 
         if probe.prefix not in self._heads:
-            tensors = safetensors.torch.load(self.cache.asset(probe, "head.safetensors"))
-            self._heads[probe.prefix] = tensors["weight"].float(), tensors["bias"].float()
+            data = self.cache.asset(probe, "head.safetensors")
+            try:
+                tensors = safetensors.torch.load(data)
+                self._heads[probe.prefix] = tensors["weight"].float(), tensors["bias"].float()
+            except (safetensors.SafetensorError, KeyError) as error:
+                raise CorruptCacheError(f"the head of {probe.prefix} cannot be read: {error}") from None
         return self._heads[probe.prefix]
 
     @cached_property
@@ -224,8 +261,10 @@ class CacheReader:
         return {}
 
 
-def _decode(part: PartReader, encoded: EncodedOutput, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
+def _decode(output: _Output, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
     import torch
 
-    encoding = make_encoding(encoded.encoding, encoded.output)
+    part, encoding = output.part, make_encoding(output.encoded.encoding, output.encoded.output)
+    if not set(encoding.arrays) <= set(part.part.arrays):
+        raise CorruptCacheError(f"{part.part.prefix} has not the arrays of {encoding.spec} for its outputs")
     return encoding.decode({a.name: torch.from_numpy(part.take(a, rows, view=view)) for a in encoding.arrays})

@@ -1,5 +1,6 @@
 """One Zarr shard as it is written: rows appended and hashed as they come, then the index."""
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 
-from featurecache.errors import CorruptCacheError
+from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.store.layout import PartSpec, Shard, inner_rows, shard_key
 from featurecache.store.objects import LocalObjects, disk_errors
 from featurecache.types import ArraySpec, Json
@@ -63,7 +64,11 @@ class ShardFile:
 
     def append(self, values: np.ndarray) -> None:
         """Write rows (rows, *shape), or the elements of a ragged array's rows, and hash them."""
-        data = np.ascontiguousarray(values, dtype=self._dtype).reshape(-1).view(np.uint8).data
+        fits = values.ndim == 1 if self._array.longest else values.shape[1:] == self._array.shape
+        array = np.ascontiguousarray(values.astype(self._dtype, casting="same_kind", copy=False))
+        if not fits or self._size + array.nbytes > self._slots * self._inner_bytes:
+            raise UsageError(f"{self._array.name} has no room for values of shape {values.shape} in this shard")
+        data = array.reshape(-1).view(np.uint8).data
         while len(data):
             room = self._inner_bytes - self._size % self._inner_bytes
             self._write(bytes(data[:room]))
@@ -86,7 +91,8 @@ class ShardFile:
 
     def discard(self) -> None:
         """Give up: nothing of it stays."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # closing writes what is buffered, and the disk may be full
+            self._file.close()
         self._objects.discard(self._path)
 
     def _write(self, data: bytes) -> None:

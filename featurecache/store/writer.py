@@ -1,5 +1,6 @@
 """Adding a part to a cache, shard by shard; nothing that was committed is ever changed."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -8,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
-from featurecache.fingerprint import canonical_json
+from featurecache.fingerprint import canonical_json, hash_json
 from featurecache.store.commit import CommitRecord, find_parts, is_complete, read_part, seal, write_record
-from featurecache.store.layout import FORMAT, GROUP, PartSpec, Shard, array_metadata
-from featurecache.store.objects import LocalObjects
+from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, PartSpec, Shard, array_metadata
+from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
 from featurecache.store.shard_file import ShardFile
 from featurecache.store.validate import read_json
 from featurecache.types import Json, Reason
@@ -25,12 +26,13 @@ def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
     Raises UsageError if the directory holds something else.
     """
     objects = LocalObjects(path)
+    if objects.root.exists() and not objects.root.is_dir():
+        raise UsageError(f"{path} is a file", hint="choose another --out")
     if not objects.exists("cache.json"):
         others = [name for name in objects.list() if name != "_tmp"]
         if others:
             hint = "choose another --out, or an empty directory"
             raise UsageError(f"{path} is not a cache and not empty (it has {others[0]})", hint=hint)
-        objects.put_new("zarr.json", canonical_json(GROUP))
         value = {
             "format": "featurecache",
             "version": FORMAT,
@@ -40,6 +42,9 @@ def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
         }
         objects.put_new("cache.json", canonical_json(value))
     check_version(objects)
+    if not objects.exists("zarr.json"):
+        objects.put_new("zarr.json", canonical_json(GROUP))
+    objects.sweep()
     return objects
 
 
@@ -51,6 +56,8 @@ def check_version(objects: LocalObjects) -> Json:
     if value.get("version") != FORMAT:
         hint = "a newer featurecache may read it"
         raise CorruptCacheError(f"{objects.root} has format {value.get('version')!r}, this is {FORMAT}", hint=hint)
+    if not isinstance(value.get("uuid"), str) or not isinstance(value.get("source"), dict):
+        raise CorruptCacheError(f"{objects.root} has a cache.json without uuid or source")
     return value
 
 
@@ -61,15 +68,38 @@ def matching_part(objects: LocalObjects, split: str, kind: str, identity: Json) 
     """
     parts = [part for part in find_parts(objects, split) if part.kind == kind]
     for part in parts:
-        if part.identity == identity:
+        if part.recipe_id == hash_json(identity):
             return part
     if not parts:
         return None
     raise IdentityError(
         f"{objects.root} already holds {parts[0].prefix}, made from something else:",
-        fields=differences(parts[0].identity, identity),
+        fields=differences(parts[0].identity, _as_read(identity)),
         hint="give the options it was made with, or choose another --out",
     )
+
+
+def _create(objects: LocalObjects, part: PartSpec, assets: Mapping[str, bytes]) -> None:
+    """Everything that a part consists of besides its shards; part.json comes last and says that it is all there."""
+    files = {f"{part.prefix}/assets/{name}": data for name, data in assets.items()}
+    files |= {f"{prefix}/zarr.json": canonical_json(GROUP) for prefix in (part.split, part.prefix)}
+    for array in part.arrays:
+        files[f"{part.prefix}/{array.name}/zarr.json"] = canonical_json(array_metadata(part, array))
+    described = canonical_json(part.to_json())
+    if len(described) > MAX_PART_BYTES:
+        raise UsageError(f"part.json of {part.prefix} would have {len(described):,} bytes", hint="too many class names")
+    for key, data in files.items():
+        if not objects.put_new(key, data) and objects.get(key, limit=MAX_ASSET_BYTES) != data:
+            hint = (
+                f"another run began {part.prefix} with other options; if it is not running any more, remove that folder"
+            )
+            raise IdentityError(f"{key} stands there with another content", hint=hint)
+    objects.put_new(f"{part.prefix}/part.json", described)
+
+
+def _as_read(identity: Json) -> Json:
+    """An identity as JSON gives it back, so that a tuple does not differ from a list."""
+    return json.loads(canonical_json(identity))
 
 
 class CacheWriter:
@@ -78,19 +108,11 @@ class CacheWriter:
     def __init__(self, objects: LocalObjects, part: PartSpec, *, assets: Mapping[str, bytes] | None = None) -> None:
         """Create the part, or take up the one that stands there. Raises IdentityError if that is another one."""
         self.objects = objects
-        self.part = part
-        key = f"{part.prefix}/part.json"
-        if not objects.exists(key):
-            for name, data in (assets or {}).items():
-                objects.put_new(f"{part.prefix}/assets/{name}", data)
-            for prefix in (part.split, part.prefix):
-                objects.put_new(f"{prefix}/zarr.json", canonical_json(GROUP))
-            for array in part.arrays:
-                objects.put_new(f"{part.prefix}/{array.name}/zarr.json", canonical_json(array_metadata(part, array)))
-            objects.put_new(key, canonical_json(part.to_json()))
-        standing = read_part(objects, part.prefix)
-        if standing.recipe_id != part.recipe_id:
-            fields = differences(standing.identity, part.identity)
+        if not objects.exists(f"{part.prefix}/part.json"):
+            _create(objects, part, assets or {})
+        self.part = read_part(objects, part.prefix)
+        if self.part.recipe_id != part.recipe_id:
+            fields = differences(self.part.identity, _as_read(part.identity))
             raise IdentityError(f"{part.prefix} was made from something else:", fields=fields)
 
     def pending(self) -> Iterator[Shard]:
@@ -129,9 +151,15 @@ class ShardWriter:
         self.shard = shard
         self._objects = objects
         self._part = part
-        self._files = {array.name: ShardFile(objects, part, array, shard) for array in part.arrays}
+        self._files: dict[str, ShardFile] = {}
         self._rows = 0
         self._reasons = np.zeros(256, np.int64)
+        try:
+            for array in part.arrays:
+                self._files[array.name] = ShardFile(objects, part, array, shard)
+        except BaseException:
+            self.discard()
+            raise
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
         """Add the next rows, (rows, *shape) for each array of the part; a ragged array gets its elements, flat."""

@@ -1,7 +1,12 @@
 """The one place that prints: results to stdout, everything else to stderr."""
 
 import json
+import math
+import os
+import shutil
+import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -20,7 +25,11 @@ _QUIET_SECONDS = 30
 
 def write(text: str) -> None:
     """A result, as text, to stdout."""
-    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    try:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
@@ -31,33 +40,45 @@ def note(text: str) -> None:
 def show(facts: Json, *, as_json: bool, layout: Callable[[Any], str] | None = None) -> None:
     """A result: as one JSON object, in its own layout, or as indented names and values."""
     if as_json:
-        write(json.dumps(facts, ensure_ascii=False))
+        write(json.dumps(_finite(facts), ensure_ascii=False))
+    elif layout:
+        write(layout(facts))
     else:
-        write(layout(facts) if layout else "\n".join(_lines(facts)))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        write("\n".join(_lines(facts, width)))
 
 
 def fail(error: FeatureCacheError) -> NoReturn:
     """Say what is wrong and what to do, and end with the error's exit code."""
     note(f"error: {error.message}")
     if error.hint:
-        note(f"  hint: {error.hint}")
+        # typed as it stands, `fc extract` would reach the builtin of bash and zsh
+        note(f"  hint: {error.hint.replace('`fc ', '`featurecache ')}")
     raise SystemExit(error.exit_code)
 
 
 def follow(run: Run[Result], *, interrupted: str) -> Result:
     """Run a pipeline to its end, showing its progress; `interrupted` is what to say after ^C."""
-    display = _Bars() if sys.stderr.isatty() else _PlainLines()
     try:
-        with display:
-            while True:
-                display.update(next(run))
-    except StopIteration as stop:
-        result: Result = stop.value
-        return result
+        return _shown(run)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second ^C ends it at once
         run.close()
         note(f"\ninterrupted: {interrupted}")
         raise SystemExit(130) from None
+
+
+def _shown(run: Run[Result]) -> Result:
+    can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    display = _Bars() if can_draw else _PlainLines()
+    try:
+        while True:
+            display.update(next(run))
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    finally:
+        display.stop()
 
 
 class _PlainLines:
@@ -65,29 +86,21 @@ class _PlainLines:
 
     def __init__(self) -> None:
         self._shown = time.monotonic()
-        self._stage = ""
-        self._began = (0.0, 0)
+        self._pace = _Pace()
 
-    def __enter__(self) -> "_PlainLines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def stop(self) -> None:
+        """Nothing to tidy up."""
 
     def update(self, event: Event) -> None:
-        now = time.monotonic()
+        """Print a message, or a line if it is time for one."""
         if isinstance(event, Message):
             note(event.text)
             return
-        if event.stage != self._stage:
-            self._stage, self._began = event.stage, (now, event.done)
-        is_last = event.done >= event.total
-        if not is_last and now - self._shown < _QUIET_SECONDS:
-            return
-        self._shown = now
-        seconds, rows = now - self._began[0], event.done - self._began[1]
-        rate = rows / seconds if seconds > 0 and rows else None
-        note(f"{event.stage}: {event.done:,}/{event.total:,} {event.unit}{_pace(event, rate)}{_facts(event)}")
+        text = self._pace.text(event)
+        now = time.monotonic()
+        if event.done >= event.total or now - self._shown >= _QUIET_SECONDS:
+            self._shown = now
+            note(f"{event.stage}: {text}")
 
 
 class _Bars:
@@ -95,74 +108,103 @@ class _Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[facts]}"),
-            console=Console(stderr=True, highlight=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+            console=Console(stderr=True, highlight=False, emoji=False),
         )
         self._tasks: dict[str, Any] = {}
-        self._began: dict[str, tuple[float, int]] = {}
-
-    def __enter__(self) -> "_Bars":
+        self._pace = _Pace()
         self._progress.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Leave the bars as they are."""
         self._progress.stop()
 
     def update(self, event: Event) -> None:
+        """Print a message above the bars, or move a bar."""
         if isinstance(event, Message):
-            self._progress.console.print(event.text, markup=False)
+            self._progress.console.print(event.text, markup=False, soft_wrap=True)
             return
+        text = self._pace.text(event)
         if event.stage not in self._tasks:
-            self._began[event.stage] = time.monotonic(), event.done
-            fields = {"unit": event.unit, "rate": "", "facts": ""}
-            self._tasks[event.stage] = self._progress.add_task(event.stage, total=event.total, **fields)
-        since, first = self._began[event.stage]
-        seconds = time.monotonic() - since
-        rate = f"{(event.done - first) / seconds:,.0f}/s" if seconds > 0 and event.done > first else ""
-        self._progress.update(
-            self._tasks[event.stage], completed=event.done, rate=rate, facts=_facts(event).strip(", ")
-        )
+            self._tasks[event.stage] = self._progress.add_task(event.stage, total=event.total, text=text)
+        self._progress.update(self._tasks[event.stage], completed=event.done, text=text)
 
 
-def _pace(event: Advance, rate: float | None) -> str:
-    if rate is None:
-        return ""
-    left = (event.total - event.done) / rate
-    return f", {rate:,.1f}/s" + (f", {left / 60:.1f} min left" if left else "")
+class _Pace:
+    """How far a stage is, how fast, and how long it will take: counted from where this run began with it."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[float, int]] = {}
+
+    def text(self, event: Advance) -> str:
+        """ "1,250/3,000 steps, 12/s, 2 min left, loss 3.412"; at the end the time it took instead of what is left."""
+        now = time.monotonic()
+        since, first = self._began.setdefault(event.stage, (now, event.done))
+        seconds, done = now - since, event.done - first
+        parts = [f"{event.done:,}/{event.total:,} {event.unit}"]
+        if seconds > 0 and done > 0:
+            left = (event.total - event.done) * seconds / done
+            parts += [f"{_short(done / seconds)}/s", f"{_duration(left)} left" if left else _duration(seconds)]
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in event.facts.items())])
 
 
-def _facts(event: Advance) -> str:
-    return "".join(f", {name} {value}" for name, value in event.facts.items())
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _lines(facts: Json, indent: str = "") -> list[str]:
-    """Names and values in two columns; what is nested is indented."""
+def _duration(seconds: float) -> str:
+    """ "42 s", "7 min", "2 h 05 min"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _lines(facts: Json, width: int | None = None, indent: str = "") -> list[str]:
+    """Names and values in two columns; what is nested is indented, and what is too long for `width` goes on below."""
     if not isinstance(facts, Mapping):
-        return [f"{indent}{facts}"]
-    width = max((len(str(name)) for name in facts), default=0)
+        return [f"{indent}{_text(facts)}"]
+    names = max((len(str(name)) for name in facts), default=0)
     lines = []
     for name, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{name}", *_lines(value, indent + "  ")] if value else [f"{indent}{name:<{width}}  none"]
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}", *_lines(value, width, indent + "  ")]
         else:
-            lines.append(f"{indent}{name:<{width}}  {_text(value)}")
+            lines += _wrapped(f"{indent}{name:<{names}}  ", "none" if value == {} else _text(value), width)
     return lines
+
+
+def _wrapped(start: str, text: str, width: int | None) -> list[str]:
+    if width is None or width < len(start) + 20:
+        return [start + text]
+    below = " " * len(start)
+    return textwrap.wrap(
+        text, width, initial_indent=start, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    ) or [start]
 
 
 def _text(value: Json) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         return f"{value:,}"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _finite(value: Json) -> Json:
+    """With null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

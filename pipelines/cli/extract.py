@@ -2,18 +2,26 @@
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pipelines.cli import console
 from pipelines.cli.options import (
+    MACHINE,
+    MODEL,
+    TEXT_FILES,
+    TRAINING,
     CacheOption,
-    DataOption,
     DeviceOption,
     JsonFlag,
+    LabelColumn,
+    LimitOption,
     Precision,
+    RequiredData,
+    TextColumn,
     WorkersOption,
+    existing_device,
     key_values,
     names,
     numbers,
@@ -21,37 +29,75 @@ from pipelines.cli.options import (
 
 __all__ = ["extract", "fit_teacher", "probe", "resume_command"]
 
+OUTPUTS = "Outputs"
+
 
 def extract(
-    teacher: Annotated[str, typer.Option(help="vit_base, minilm, timm:NAME, hf:NAME[@REVISION], a folder, torch:M:F.")],
-    data: DataOption = None,
-    out: Annotated[str, typer.Option(help="The cache's directory.")] = "./cache",
-    split: Annotated[list[str] | None, typer.Option(help="Only these splits; all by default.")] = None,
-    outputs: Annotated[str | None, typer.Option(help="embedding,logits; all that it has by default.")] = None,
-    encode: Annotated[list[str] | None, typer.Option(help="OUTPUT=float16|float32|topk:K; float16 by default.")] = None,
-    temperatures: Annotated[str, typer.Option(help="Where sparse logits are exact.")] = "1,2,4",
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
+    teacher: Annotated[
+        str, typer.Option(metavar="NAME", help="vit_base, minilm, timm:NAME, hf:NAME[@REVISION], a folder, torch:M:F.")
+    ],
+    data: RequiredData,
+    out: Annotated[str, typer.Option(metavar="DIR", help="The cache's directory.")] = "./cache",
+    split: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help="Only these splits, such as train,test.")
+    ] = None,
+    limit: LimitOption = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these, such as embedding,logits.", rich_help_panel=OUTPUTS)
+    ] = None,
+    encode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=SPEC", help="float32, topk:K or float16, which is the default.", rich_help_panel=OUTPUTS
+        ),
+    ] = None,
+    temperatures: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Where sparse logits are exact.", rich_help_panel=OUTPUTS)
+    ] = "1,2,4",
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="FILE.safetensors, instead of the model's own.", rich_help_panel=MODEL),
+    ] = None,
+    img_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Input size; the model's by default.", rich_help_panel=MODEL),
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(metavar="PART", help="Part of the image that the crop keeps.", rich_help_panel=MODEL)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, metavar="TOKENS", help="Longest text.", rich_help_panel=MODEL)
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mean, cls, last or pooler.", rich_help_panel=MODEL)
+    ] = None,
+    model_kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument of the model.", rich_help_panel=MODEL)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the model's code; needs a full revision.", rich_help_panel=MODEL),
+    ] = False,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    id_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the key, where there is one.", rich_help_panel=TEXT_FILES)
+    ] = "id",
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples per forward pass.", rich_help_panel=MACHINE)
+    ] = 64,
     workers: WorkersOption = None,
     device: DeviceOption = None,
     amp: Precision = "float32",
-    weights: Annotated[str | None, typer.Option(help="FILE.safetensors, instead of the model's own.")] = None,
-    img_size: Annotated[int | None, typer.Option(min=1, help="Input size in pixels.")] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="Part of the image that the crop keeps.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest text in tokens.")] = None,
-    pool: Annotated[str | None, typer.Option(help="mean, cls or pooler.")] = None,
-    model_kwargs: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the model.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Only with a 40-digit revision.")] = False,
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
-    id_column: Annotated[str, typer.Option(help="Column of the key, where there is one.")] = "id",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples of each split.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a frozen teacher once over a data set and write a cache. Run it again, and it goes on.
+    """Run a frozen teacher once over data and keep its outputs.
 
-    Example: featurecache extract --teacher vit_base --data imagenet
+    Run it again after an interruption, and it goes on where it was.
+
+    Example: featurecache extract --teacher vit_base --data imagenet --out ./cache
     """
-    from pipelines.extract_cache import extract_cache
+    from pipelines.extract import extract_cache
 
     options = {
         "weights": weights,
@@ -64,15 +110,15 @@ def extract(
     }
     run = extract_cache(
         teacher=teacher,
-        data=_given(data),
+        data=data,
         out=out,
-        splits=split,
+        splits=names(split),
         outputs=names(outputs),
         encode={name: str(value) for name, value in key_values(encode, "--encode").items()},
         temperatures=numbers(temperatures),
         batch_size=batch_size,
         workers=workers,
-        device=device,
+        device=existing_device(device),
         precision=amp,
         text_column=text_column,
         label_column=label_column,
@@ -87,14 +133,20 @@ def extract(
 
 def probe(
     cache: CacheOption = "./cache",
-    labels: Annotated[int | None, typer.Option(min=1, help="How many labels may be seen; all by default.")] = None,
-    split: Annotated[str, typer.Option(help="The split whose labels are used.")] = "train",
-    output: Annotated[str, typer.Option(help="The output the head stands on.")] = "embedding",
-    validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Part of the labels to stop by.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the head's first weights.")] = 0,
+    labels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many labels may be seen; all by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split whose labels are used.")] = "train",
+    output: Annotated[str, typer.Option(metavar="NAME", help="The output the head stands on.")] = "embedding",
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.9, metavar="PART", help="Part of the labels to stop by.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the head's first weights.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit a linear head on cached embeddings and add it to the cache: logits without a teacher pass.
+    """Fit a linear head on cached embeddings.
+
+    It is added to the cache: students can learn from logits, and the teacher is not run again.
 
     Example: featurecache probe --cache ./cache --labels 500
     """
@@ -105,34 +157,53 @@ def probe(
 
 
 def fit_teacher(
-    model: Annotated[str, typer.Option(help="timm:NAME, hf:FOLDER, minilm.")],
-    out: Annotated[str, typer.Option(help="Folder for the teacher; `--teacher FOLDER` then reads it.")],
-    data: DataOption = None,
-    mode: Annotated[str, typer.Option(help="ft: from pretrained weights; fr: from random ones.")] = "ft",
-    epochs: Annotated[float, typer.Option(help="Passes over the training samples.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    validation: Annotated[float, typer.Option(min=0.0, max=0.9, help="Part held out, by key.")] = 0.1,
-    img_size: Annotated[int | None, typer.Option(min=1, help="Input size in pixels.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest text in tokens.")] = None,
-    weights: Annotated[str | None, typer.Option(help="FILE.safetensors to start from.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    model: Annotated[str, typer.Option(metavar="NAME", help="timm:NAME, hf:FOLDER, minilm.")],
+    data: RequiredData,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the teacher goes; --teacher DIR then reads it.")],
+    mode: Annotated[
+        Literal["ft", "fr"], typer.Option(metavar="MODE", help="ft: from pretrained weights; fr: from random ones.")
+    ] = "ft",
+    epochs: Annotated[
+        float, typer.Option(metavar="N", help="Passes over the training samples.", rich_help_panel=TRAINING)
+    ] = 4,
+    lr: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Peak learning rate.", rich_help_panel=TRAINING)
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.9, metavar="PART", help="Part held out, by key.", rich_help_panel=TRAINING)
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of weights and order.", rich_help_panel=TRAINING)] = 0,
+    img_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Input size; the model's by default.", rich_help_panel=MODEL),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, metavar="TOKENS", help="Longest text.", rich_help_panel=MODEL)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="FILE.safetensors to start from.", rich_help_panel=MODEL)
+    ] = None,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples per step.", rich_help_panel=MACHINE)
+    ] = 32,
     workers: WorkersOption = None,
     device: DeviceOption = None,
     amp: Precision = "float32",
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
     as_json: JsonFlag = False,
 ) -> None:
-    """Fine-tune a model on labels, or train it from scratch, and leave a folder that is a teacher.
+    """Train a teacher of your own on labels; extract reads it.
 
-    Example: featurecache fit-teacher --model timm:resnet18 --data ./letters --mode fr --img-size 64 --out ./teacher
+    The folder that is left is in timm's or transformers' own format.
+
+    Example: featurecache fit-teacher --model minilm --data ./texts --out ./teacher
     """
-    from pipelines.fit_teacher import fit_teacher as fit
+    from pipelines.fit import fit_teacher as fit
 
     run = fit(
         model=model,
-        data=_given(data),
+        data=data,
         out=out,
         mode=mode,
         epochs=epochs,
@@ -144,7 +215,7 @@ def fit_teacher(
         weights=weights,
         seed=seed,
         workers=workers,
-        device=device,
+        device=existing_device(device),
         precision=amp,
         text_column=text_column,
         label_column=label_column,
@@ -155,9 +226,3 @@ def fit_teacher(
 def resume_command() -> str:
     """The command that is running, to be typed again; under the name that no shell takes for its own."""
     return shlex.join(["featurecache", *sys.argv[1:]])
-
-
-def _given(data: list[str] | None) -> list[str]:
-    if not data:
-        raise typer.BadParameter("say what to read: a name, a folder, tars or a text file", param_hint="--data")
-    return data

@@ -11,7 +11,7 @@ from pipelines.cli.options import JsonFlag
 
 __all__ = ["info", "list_names", "status"]
 
-CachePath = Annotated[str, typer.Argument(help="The cache's directory.")]
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="The cache's directory.")]
 KINDS = ("teachers", "sources", "encodings", "objectives", "students")
 
 
@@ -26,7 +26,7 @@ def info(cache: CachePath, as_json: JsonFlag = False) -> None:
 
 
 def status(cache: CachePath, as_json: JsonFlag = False) -> None:
-    """How far a cache is. Exit code 3 while rows are missing.
+    """How far an extraction is. Exit code 3 while rows are missing.
 
     Example: featurecache status ./cache
     """
@@ -40,7 +40,7 @@ def status(cache: CachePath, as_json: JsonFlag = False) -> None:
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")],
     as_json: JsonFlag = False,
 ) -> None:
     """The names that can be used, with what each is.

@@ -1,5 +1,8 @@
 """`fc shell-init`: `fc` is a builtin of bash and zsh, and this makes both mean what they should."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import typer
 
 from pipelines.cli import console
@@ -17,17 +20,18 @@ fc() {{
 """
 
 
-def shell_init() -> None:
-    """Print a shell function so that `fc extract` runs this program in bash and zsh.
+def shell_init(context: typer.Context) -> None:
+    """Print a shell function that makes `fc` mean this program.
 
-    Example: eval "$(featurecache shell-init)"   (put that line into ~/.bashrc or ~/.zshrc)
+    For bash and zsh, whose builtin fc still gets everything else, such as fc -l. Put the line below into ~/.bashrc or
+    ~/.zshrc. In fish, fc is no builtin, and nothing is needed.
+
+    Example: eval "$(featurecache shell-init)"
     """
-    from pipelines.cli import app
+    program: Any = context.find_root().command
+    console.write(shell_function(program.commands))
 
-    console.write(shell_function(app))
 
-
-def shell_function(app: typer.Typer) -> str:
-    """The function's text, for every subcommand there is."""
-    names = sorted(str(command.name) for command in app.registered_commands)
-    return _FUNCTION.format(names="|".join([*names, "--help"]))
+def shell_function(commands: Iterable[str]) -> str:
+    """The function's text, for these subcommands."""
+    return _FUNCTION.format(names="|".join([*sorted(commands), "--help", "--version"]))

@@ -1,58 +1,111 @@
 """`fc train-student` and `fc evaluate`: a student from a cache, and how good it is."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipelines.cli import console
 from pipelines.cli.extract import resume_command
 from pipelines.cli.options import (
+    DATA,
+    MODEL,
+    TRAINING,
     CacheOption,
     DataOption,
     DeviceOption,
     JsonFlag,
     Precision,
     WorkersOption,
+    existing_device,
+    fraction,
     read_json_file,
 )
 
 __all__ = ["evaluate", "train_student"]
 
+MaxInvalid = Annotated[
+    str, typer.Option(metavar="PART", help="Largest part of rows without outputs.", rich_help_panel=DATA)
+]
+
 
 def train_student(
     cache: CacheOption = "./cache",
-    student: Annotated[str | None, typer.Option(help="A timm name, or bert:LAYERSxWIDTH.")] = None,
-    objective: Annotated[str | None, typer.Option(help='Such as "kl:1.0,align-uniform:1.0,ce:1.0".')] = None,
-    data: DataOption = None,
-    out: Annotated[str | None, typer.Option(help="The run's directory; ./runs/STUDENT by default.")] = None,
-    split: Annotated[str, typer.Option(help="The split to train on.")] = "train",
-    epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 30,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
-    lr: Annotated[float | None, typer.Option(help="Peak; 1e-3 for images, 5e-4 for texts by default.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of weight matrices only.")] = 0.05,
-    warmup: Annotated[float, typer.Option(help="Part of the steps in which the rate rises.")] = 0.05,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
-    amp: Precision = "float32",
-    seed: Annotated[int, typer.Option(help="Of weights, order, dropout and negatives.")] = 0,
-    validation: Annotated[float, typer.Option(help="Part of the rows held out, by key.")] = 0.1,
-    labels: Annotated[int | None, typer.Option(min=1, help="How many labels may be seen; all by default.")] = None,
-    missing: Annotated[str, typer.Option(help="Samples not in the cache: refuse or skip.")] = "refuse",
-    max_invalid: Annotated[str, typer.Option(help="Largest part of invalid rows.")] = "1%",
-    class_map: Annotated[str | None, typer.Option(help="JSON file: data class to teacher class.")] = None,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="The student's image size; the teacher's by default.")
+    student: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A timm name, or bert:LAYERSxWIDTH; chosen by default.")
     ] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest text; the teacher's by default.")] = None,
-    init_from: Annotated[str | None, typer.Option(help="A trained model of the same shape to start from.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="TERMS", help="Such as kl:1,ce:0.5; all that the cache serves by default.")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run; ./runs/STUDENT by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    img_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Input size; the teacher's by default.", rich_help_panel=MODEL),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="TOKENS", help="Longest text; the teacher's by default.", rich_help_panel=MODEL),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A trained model of the same shape to start from.", rich_help_panel=MODEL),
+    ] = None,
+    epochs: Annotated[
+        float, typer.Option(metavar="N", help="Passes over the training rows.", rich_help_panel=TRAINING)
+    ] = 30,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Optimizer steps, instead of epochs.", rich_help_panel=TRAINING),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples per step.", rich_help_panel=TRAINING)
+    ] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE", help="Peak; 1e-3 for images, 5e-4 for texts by default.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, metavar="RATE", help="Of weight matrices only.", rich_help_panel=TRAINING)
+    ] = 0.05,
+    warmup: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="PART", help="Part of the steps that warm up.", rich_help_panel=TRAINING),
+    ] = 0.05,
+    clip: Annotated[
+        float, typer.Option(min=0, metavar="NORM", help="Largest gradient norm; 0 for none.", rich_help_panel=TRAINING)
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of weights, order, dropout, negatives.", rich_help_panel=TRAINING)
+    ] = 0,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split to train on.", rich_help_panel=DATA)] = "train",
+    validation: Annotated[
+        float, typer.Option(min=0, metavar="PART", help="Part of the rows held out, by key.", rich_help_panel=DATA)
+    ] = 0.1,
+    labels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many labels may be seen; all by default.", rich_help_panel=DATA),
+    ] = None,
+    missing: Annotated[
+        Literal["refuse", "skip"],
+        typer.Option(metavar="WHAT", help="Samples not in the cache: refuse or skip.", rich_help_panel=DATA),
+    ] = "refuse",
+    max_invalid: MaxInvalid = "1%",
+    class_map: Annotated[
+        str | None, typer.Option(metavar="FILE", help="JSON: data class to teacher class.", rich_help_panel=DATA)
+    ] = None,
     workers: WorkersOption = None,
     device: DeviceOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    amp: Precision = "float32",
     as_json: JsonFlag = False,
 ) -> None:
     """Train a small model from a cache. No teacher is loaded.
 
-    Example: featurecache train-student --cache ./cache --student bert:2x128 --objective "kl:1.0,ce:1.0"
+    Everything has a default: `featurecache train-student --cache ./cache` alone works.
+
+    Example: featurecache train-student --student bert:2x128 --objective kl:1,ce:0.5
     """
     from pipelines.train import train_student as train
 
@@ -75,13 +128,13 @@ def train_student(
         validation=validation,
         labels=labels,
         missing=missing,
-        max_invalid=_fraction(max_invalid),
+        max_invalid=fraction(max_invalid, "--max-invalid"),
         class_map=read_json_file(class_map),
         img_size=img_size,
         max_length=max_length,
         init_from=init_from,
         workers=workers,
-        device=device,
+        device=existing_device(device),
         resume=resume,
     )
     again = resume_command() + ("" if resume else " --resume")
@@ -89,16 +142,20 @@ def train_student(
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="The directory of a finished run.")],
-    cache: Annotated[str | None, typer.Option(help="Where the cache is, if it was moved.")] = None,
-    split: Annotated[str | None, typer.Option(help="test, val or another; the first there is by default.")] = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
+    cache: Annotated[str | None, typer.Option(metavar="DIR", help="Where the cache is, if it was moved.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="test, val or another; the first there is by default.")
+    ] = None,
     data: DataOption = None,
-    max_invalid: Annotated[str, typer.Option(help="Largest part of invalid rows.")] = "1%",
+    max_invalid: MaxInvalid = "1%",
     workers: WorkersOption = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare a trained student with its teacher: accuracy, agreement, features.
+    """Compare a student with its teacher, on data held out.
+
+    Accuracy, agreement, and how good the features are.
 
     Example: featurecache evaluate runs/bert-2x128 --json
     """
@@ -109,25 +166,17 @@ def evaluate(
         cache=cache,
         split=split,
         data=data,
-        max_invalid=_fraction(max_invalid),
+        max_invalid=fraction(max_invalid, "--max-invalid"),
         workers=workers,
-        device=device,
+        device=existing_device(device),
     )
     console.show(console.follow(found, interrupted="nothing was written"), as_json=as_json, layout=_scores)
-
-
-def _fraction(text: str) -> float:
-    """ "1%" or "0.01" -> 0.01."""
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a part, such as 1% or 0.01") from None
 
 
 def _scores(scores: dict[str, Any]) -> str:
     """Student and teacher side by side."""
     lines = [
-        f"{scores['student']} ({scores['parameters'] / 1e6:.1f} M parameters), taught by {scores['teacher']}",
+        f"{scores['student']} ({_size(scores['parameters'])} parameters), taught by {scores['teacher']}",
         f"on {scores['rows']:,} rows of {scores['split']}",
         "",
         f"{'':<24}{'student':>10}{'teacher':>10}",
@@ -146,3 +195,7 @@ def _scores(scores: dict[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"

@@ -29,7 +29,9 @@ class Backbone(Protocol):
         """One collated batch of its input -> floating point (batch, features)."""
         ...
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As any `nn.Module` has it."""
+        ...
 
     def to_json(self) -> Json:
         """All that `backbone_from_json` needs beside the input to build it again, weights excepted."""

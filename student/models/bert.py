@@ -1,4 +1,4 @@
-"""BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; sizes: Turc et al., arXiv 1908.08962)."""
+"""BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; Turc et al., arXiv 1908.08962)."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Any timm model as a backbone, without its classifier (timm: Wightman, 2019, github.com/huggingface/pytorch-image-models)."""
+"""Any timm model as a backbone, without its classifier (Wightman, github.com/huggingface/pytorch-image-models)."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -16,7 +16,7 @@ __all__ = ["AlignUniform", "Projector", "alignment", "uniformity"]
 
 
 class AlignUniform(nn.Module):
-    """align * A(u, v) + uniform * (U(u) + U(v)) / 2, with u and v the projected student features and teacher embeddings.
+    """align * A(u, v) + uniform * (U(u) + U(v)) / 2; u, v are the projected student features and teacher embeddings.
 
     Both projectors are trained, so the cache holds the teacher's embedding itself. The defaults are DAPT's:
     alpha = t = 2, both weights 1, 128 projected dimensions.

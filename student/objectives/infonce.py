@@ -46,7 +46,7 @@ class InfoNCE(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, student: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Reads student "embedding" and target "embedding" (batch, dim), and the bank's (rows, dim) where there is one."""
+        """Reads student "embedding" and target "embedding" (batch, dim), and the bank's (rows, dim) if there is one."""
         u, v = F.normalize(student["embedding"], dim=1), F.normalize(batch.dense("embedding"), dim=1)
         u = u * self._scale()
         own = torch.arange(len(u), device=u.device)

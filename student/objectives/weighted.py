@@ -20,7 +20,7 @@ _GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=NUMBER,...):WEIGHT, with comm
 _REMEDIES = {
     "embedding": "extract with `--outputs embedding`",
     "labels": "give data that has labels with `--data`",
-    "logits": "add them with `fc probe --cache CACHE`, or extract with `--outputs logits` from a teacher that classifies",
+    "logits": "add them with `fc probe --cache CACHE`, or extract `--outputs logits` of a teacher that classifies",
 }
 
 Number: TypeAlias = int | float
@@ -54,7 +54,7 @@ class WeightedSum(nn.Module):
 
 
 def make_objective(text: str, dimensions: Dimensions, available: Collection[str]) -> WeightedSum:
-    """The objective that the text describes, for data with the `available` teacher outputs, and "labels" if it has them.
+    """The objective that the text describes, for data with the `available` teacher outputs, "labels" among them.
 
     Raises UsageError where one needs more than is there, before anything is trained.
     """

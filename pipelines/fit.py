@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ def fit_teacher(
     data: str | Sequence[str],
     out: Path | str,
     mode: str = "ft",
-    epochs: float = 4,
+    epochs: float = 4.0,
     batch_size: int = 32,
     learning_rate: float | None = None,
     validation: float = 0.1,
@@ -54,7 +53,7 @@ def fit_teacher(
     from student.objectives.weighted import make_objective
     from student.trainer import TrainSettings
 
-    _check(mode, Path(out))
+    _check(mode, Path(out), weights=weights, epochs=epochs, batch_size=batch_size)
     source = open_data(data, splits=["train"], text_column=text_column, label_column=label_column)["train"]
     if not source.class_names:
         raise UsageError("a task teacher needs labels, and this data set has none")
@@ -91,9 +90,13 @@ def fit_teacher(
     }
 
 
-def _check(mode: str, out: Path) -> None:
+def _check(mode: str, out: Path, *, weights: str | None, epochs: float, batch_size: int) -> None:
     if mode not in ("ft", "fr"):
         raise UsageError(f"unknown mode {mode!r}", hint="ft fine-tunes pretrained weights, fr begins with random ones")
+    if mode == "fr" and weights:
+        raise UsageError("--weights cannot be used with --mode fr, which begins with random ones", hint="--mode ft")
+    if not epochs > 0 or batch_size < 1:
+        raise UsageError(f"training needs more than 0 epochs of batches, not {epochs:g} of {batch_size} samples")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", hint="choose another --out")
 
@@ -206,7 +209,7 @@ def _timm_classifier(
                     "std": list(self.input.std),
                 },
             }
-            timm.models.save_for_hf(self.network.cpu().eval(), out, model_config=config, safe_serialization=True)
+            timm.models.save_for_hf(self.network.cpu().eval(), str(out), model_config=config, safe_serialization=True)
 
     return TimmClassifier()
 

@@ -50,7 +50,7 @@ def extract_cache(
     network = load_teacher(teacher, modality=next(iter(sources.values())).modality, **teacher_options)
     chosen_device = device or default_device()
     run_workers = default_workers(chosen_device) if workers is None else workers
-    plan = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
+    plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
     parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}
     objects = create_cache(out, source={"data": location(data), "limit": limit, **columns})
     for split, source in sources.items():

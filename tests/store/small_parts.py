@@ -1,0 +1,105 @@
+"""Small parts written by CacheWriter, with the values they should hold."""
+
+import numpy as np
+
+from featurecache.fingerprint import content_hash, hash_rows, key_hash
+from featurecache.store.layout import REASON, VALID, EncodedOutput, PartSpec
+from featurecache.store.writer import CacheWriter
+from featurecache.types import ArraySpec, OutputSpec
+
+
+def keys_of(rows):
+    """Keys of different lengths, some not ASCII."""
+    return [f"{'ü' * (row % 3)}/{'x' * (row % 5)}{row}" for row in range(rows)]
+
+
+def rows_identity(rows):
+    return {"kind": "rows", "fingerprint": hash_rows(keys_of(rows), range(rows)), "rows": rows}
+
+
+def write_rows(objects, split="train", rows=10):
+    """The part "rows" of a split, laid out by hand."""
+    keys = [key.encode() for key in keys_of(rows)]
+    longest = max(map(len, keys))
+    part = PartSpec(
+        name="rows",
+        kind="rows",
+        split=split,
+        rows=rows,
+        identity=rows_identity(rows),
+        arrays=(
+            ArraySpec("key_hash", "uint8", (16,), ("byte",)),
+            ArraySpec("key_text", "uint8", longest=longest),
+            ArraySpec("key_offsets", "int64", (2,), ("bound",)),
+            ArraySpec("label", "int32"),
+            ArraySpec("content_hash", "uint64"),
+        ),
+        facts={"modality": "text", "class_names": ["a", "b", "c"]},
+    )
+    writer = CacheWriter(objects, part)
+    for shard in writer.pending():
+        at, offsets = shard.index * part.rows_per_shard * longest, []
+        for key in keys[shard.start : shard.stop]:
+            offsets.append((at, at + len(key)))
+            at += len(key)
+        chosen = range(shard.start, shard.stop)
+        writer.write(
+            shard,
+            {
+                "key_hash": np.array([list(key_hash(keys[row].decode())) for row in chosen], np.uint8),
+                "key_text": np.frombuffer(b"".join(keys[shard.start : shard.stop]), np.uint8),
+                "key_offsets": np.array(offsets, np.int64),
+                "label": np.array([row % 3 - 1 for row in chosen], np.int32),
+                "content_hash": np.array([content_hash(keys[row]) for row in chosen], np.uint64),
+            },
+        )
+    return part
+
+
+def teacher_part(rows=10, *, name="vit", split="train", views=(0, 1), arrays=None, recipe="one", dim=4):
+    """A teacher's part with a float16 embedding, or with other arrays."""
+    arrays = arrays or (ArraySpec("embedding", "float16", (dim,), ("feature",)), VALID, REASON)
+    return PartSpec(
+        name=name,
+        kind="teacher",
+        split=split,
+        rows=rows,
+        identity={"kind": "teacher", "data": rows_identity(rows), "recipe": recipe, "precision": "float32"},
+        arrays=arrays,
+        views=views,
+        outputs=(EncodedOutput(OutputSpec("embedding", (dim,)), "float16"),),
+        facts={"teacher": name, "teacher_id": f"id-{recipe}", "input": {}},
+    )
+
+
+def values_of(part, shard, seed=0):
+    """Random rows of a shard, a function of (seed, array, view, row range) alone."""
+    rows = {}
+    for number, array in enumerate(part.arrays):
+        rng = np.random.default_rng((seed, number, shard.view, shard.index))
+        shape = (shard.rows, *array.shape)
+        if array.name == "valid":
+            rows[array.name] = np.ones(shape, np.uint8)
+        elif array.name == "reason":
+            rows[array.name] = np.zeros(shape, np.uint8)
+        elif array.dtype.startswith("float"):
+            rows[array.name] = rng.normal(size=shape).astype(array.dtype)
+        else:
+            limits = np.iinfo(array.dtype)
+            rows[array.name] = rng.integers(limits.min, limits.max, shape, dtype=array.dtype, endpoint=True)
+    return rows
+
+
+def write_part(objects, part, *, seed=0, skip=()):
+    """Every shard of a part but some (view, index); the model: array name -> values (views, rows, *shape)."""
+    views = range(*part.views) if part.views else range(1)
+    model = {a.name: np.zeros((len(views), part.rows, *a.shape), a.dtype) for a in part.arrays}
+    writer = CacheWriter(objects, part)
+    for shard in writer.pending():
+        if (shard.view, shard.index) in skip:
+            continue
+        rows = values_of(part, shard, seed)
+        writer.write(shard, rows)
+        for name, values in rows.items():
+            model[name][shard.view - views[0], shard.start : shard.stop] = values
+    return model
