@@ -36,8 +36,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "status": status,
     "list": list_names,
     "demo": demo,
-    "shell-init": shell_init,
 }
+_COMMANDS["shell-init"] = shell_init(_COMMANDS)
 
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(_command)

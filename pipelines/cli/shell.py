@@ -1,13 +1,10 @@
 """`fc shell-init`: `fc` is a builtin of bash and zsh, and this makes both mean what they should."""
 
-from collections.abc import Iterable
-from typing import Any
-
-import typer
+from collections.abc import Callable, Collection
 
 from pipelines.cli import console
 
-__all__ = ["shell_function", "shell_init"]
+__all__ = ["shell_init"]
 
 _FUNCTION = """\
 # featurecache: send its subcommands to the program, and everything else to the shell's own fc.
@@ -20,18 +17,17 @@ fc() {{
 """
 
 
-def shell_init(context: typer.Context) -> None:
-    """Print a shell function that makes `fc` mean this program.
+def shell_init(commands: Collection[str]) -> Callable[[], None]:
+    """The command that prints the function for these subcommands, its own name among them."""
 
-    For bash and zsh, whose builtin fc still gets everything else, such as fc -l. Put the line below into ~/.bashrc or
-    ~/.zshrc. In fish, fc is no builtin, and nothing is needed.
+    def command() -> None:
+        """Print a shell function that makes `fc` mean this program.
 
-    Example: eval "$(featurecache shell-init)"
-    """
-    program: Any = context.find_root().command
-    console.write(shell_function(program.commands))
+        For bash and zsh, whose builtin fc still gets everything else, such as fc -l. Put the line below into ~/.bashrc
+        or ~/.zshrc. In fish, fc is no builtin, and nothing is needed.
 
+        Example: eval "$(featurecache shell-init)"
+        """
+        console.write(_FUNCTION.format(names="|".join([*sorted(commands), "--help", "--version"])))
 
-def shell_function(commands: Iterable[str]) -> str:
-    """The function's text, for these subcommands."""
-    return _FUNCTION.format(names="|".join([*sorted(commands), "--help", "--version"]))
+    return command
