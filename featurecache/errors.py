@@ -83,7 +83,7 @@ class IdentityError(FeatureCacheError):
 
     def __init__(self, message: str, *, fields: list[tuple[str, Any, Any]] | None = None, hint: str = "") -> None:
         self.fields = fields or []
-        lines = [f"\n  {name}: the cache has {there!r}, this run has {here!r}" for name, there, here in self.fields]
+        lines = [f"\n  {name}: it has {there!r}, this run has {here!r}" for name, there, here in self.fields]
         super().__init__(message + "".join(lines), hint=hint)
 
 

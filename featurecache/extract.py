@@ -97,7 +97,7 @@ def extract(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Progress]:
-    """Run the teacher over every row that is not committed yet, yielding after each batch.
+    """Run the teacher over every row that is not committed yet, yielding at the start and after each batch.
 
     Decoding runs ahead in worker processes, writing runs behind in a thread; memory does not grow with the rows.
     What was committed stays when the generator is closed or fails. Raises IdentityError if the split already holds a
@@ -113,6 +113,7 @@ def extract(
     total = part.rows * (part.views[1] - part.views[0] if part.views else 1)
     done, invalid = total - batches.rows, dict.fromkeys(Reason, 0)
     loaded = load(source, teacher.input, batches, workers=workers, hash_inputs=True, pin_memory=cuda)
+    yield Progress(done, total, {})
     with _Background(writer) as background:
         for batch, shard in zip(loaded, batches.shards(), strict=False):
             _check_unchanged(batch, contents, source)

@@ -63,6 +63,7 @@ def load(
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own, or every loader would draw from the random numbers of dropout
     )
     yield from loader
 

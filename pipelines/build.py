@@ -23,7 +23,7 @@ from student.objectives.weighted import WeightedSum, make_objective, parse_objec
 from student.selection import label_map, labelled_rows, validation_rows
 from student.trainer import TrainSettings
 
-__all__ = ["Rows", "TrainingRun", "build", "open_rows"]
+__all__ = ["Rows", "TrainingRun", "build", "open_rows", "try_once"]
 
 _LEARNING_RATES = {"image": 1e-3, "text": 5e-4}
 
@@ -103,6 +103,19 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     if not len(training):
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
     return TrainingRun(student, objective, training, validation, _settings(recipe, training))
+
+
+def try_once(run: TrainingRun) -> None:
+    """Compute the objective on two rows, so that what cannot work is refused before a run directory is made.
+
+    Nothing is changed by it. Raises what training would raise.
+    """
+    run.student.to(run.training.device).eval()
+    run.objective.to(run.training.device)
+    with torch.inference_mode():
+        few = run.training.only(np.arange(min(len(run.training), 2)))
+        for batch in few.in_order(2):
+            run.objective(run.student(batch.inputs), batch)
 
 
 def _student(recipe: TrainRecipe, rows: Rows, *, has_labels: bool) -> tuple[Student, WeightedSum]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import UsageError
 from featurecache.types import Json
-from pipelines.events import Message, Run
 from pipelines.evaluate import evaluate_run
+from pipelines.events import Message, Run
 from pipelines.extract import extract_cache
 from pipelines.probe import fit_probe
 from pipelines.train import train_student
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["run_demo"]
 
 LABELS = 500
-_STUDENT = {"student": "bert:2x128", "max_length": 64, "learning_rate": 1e-3, "steps": 400}
-_OBJECTIVES = {
+_STUDENT: dict[str, Any] = {"student": "bert:2x128", "max_length": 64, "learning_rate": 1e-3, "steps": 400}
+_OBJECTIVES: dict[str, dict[str, Any]] = {
     "labels alone": {"objective": "ce", "labels": LABELS},
     "distilled": {"objective": "kl(temperature=1):1.0,align-uniform:0.1"},
 }

@@ -38,7 +38,7 @@ def extract_cache(
     ones by reason. Raises UsageError, IdentityError if the cache was made from something else, DiskFullError.
     """
     from featurecache.extract import extract, plan_part
-    from featurecache.rows import list_rows
+    from featurecache.rows import list_rows, rows_identity
     from featurecache.store.commit import seal
     from featurecache.store.writer import create_cache, matching_part
     from featurecache.teachers import load_teacher, resolve_name
@@ -53,10 +53,12 @@ def extract_cache(
     plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
     parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}
     objects = create_cache(out, source={"data": location(data), "limit": limit, **columns})
+    for split, source in sources.items():  # refuse before anything is written
+        matching_part(objects, split, "rows", rows_identity(source))
+        matching_part(objects, split, "teacher", parts[split].identity)
     for split, source in sources.items():
         for shard in list_rows(source, objects, split):
             yield Advance(f"list {split}", shard.stop, len(source))
-        matching_part(objects, split, "teacher", parts[split].identity)  # refuse before anything is computed
     for split, source in sources.items():
         run = extract(
             network,

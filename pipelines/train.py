@@ -32,13 +32,14 @@ def train_student(
     Raises UsageError, IncompleteError for a cache that is not sealed, and IdentityError for data that the teacher did
     not see, or for a run that was begun with other settings.
     """
-    from pipelines.build import build, open_rows
+    from pipelines.build import build, open_rows, try_once
     from student.trainer import train
 
     given = TrainRecipe(**{**recipe, "cache": str(recipe.get("cache", "./cache"))})
     rows = open_rows(given)
     yield from _left_out(rows)
     built = build(given, rows, device=device, workers=workers)
+    try_once(built)
     record = _record(given, rows, built)
     yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
     name = built.student.backbone.name.replace(":", "-")
@@ -98,6 +99,7 @@ def _follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
     for event in loop:
         if first:
             run.forget_metrics_after(event.step - 1)
+            yield Advance("train", event.step - 1, steps, "steps")
             first = False
         if isinstance(event, Validated):
             result["validation"] = dict(event.losses)

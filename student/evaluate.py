@@ -68,6 +68,8 @@ def compare(
     if logits is not None and targets is not None:
         scores["agreement"] = _mean(top_class(logits) == top_class(targets))
         scores["kl"] = _kl(logits, targets)
+    elif "labels" in student and targets is not None and classes is not None:
+        scores["agreement"] = _mean(classes[top_class(student["labels"])] == top_class(targets))
     if "embedding" in student and isinstance(embedding := teacher.get("embedding"), Tensor):
         scores["cosine"] = float(F.cosine_similarity(student["embedding"], embedding).mean())
     return scores

@@ -16,7 +16,7 @@ _BATCH = 4096
 _CHECK_EVERY = 10
 _PATIENCE = 100
 """Steps without a better validation loss before fitting stops."""
-_MOST_STEPS = 5000
+_MOST_STEPS = 2000
 
 
 @dataclass(frozen=True, slots=True)

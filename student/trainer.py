@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from student.objectives.weighted import WeightedSum
 from student.optim import clip_gradients, learning_rate, make_optimizer
 
 __all__ = ["Step", "TrainSettings", "Validated", "evaluate_objective", "train"]
+
+_SAVE_SECONDS = 300
+"""An epoch of a large data set takes hours; an interruption should not cost one."""
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,8 +93,8 @@ def train(
     """Train in place, yielding every step, and a validation at every interval and at the end.
 
     `student` maps a batch of inputs to outputs by name, as a `Student` does.
-    With `checkpoint`, everything is saved there after each validation; with `resume` the run goes on
-    from it, with the same batches and the same random numbers as one that was never interrupted.
+    With `checkpoint`, everything is saved there after each validation and every five minutes; with `resume` the run
+    goes on from it, with the same batches and the same random numbers as one that was never interrupted.
     Raises FeatureCacheError when the loss is no longer finite.
     """
     device = data.device
@@ -103,6 +107,7 @@ def train(
     per_epoch = data.steps_per_epoch(settings.batch_size)
     interval = settings.interval or max(per_epoch, 100)
     batches = data.shuffled(settings.batch_size, seed=settings.seed, start=done, stop=settings.steps)
+    saved = time.monotonic()
     student.train()
     for step, batch in enumerate(batches, done + 1):
         rate = learning_rate(
@@ -115,15 +120,17 @@ def train(
             group["lr"] = rate
         losses = _step(student, objective, batch, optimizer, scaler, settings)
         yield Step(step, (step - 1) // per_epoch, rate, losses)
-        if step % interval == 0 or step == settings.steps:
+        is_round = step % interval == 0 or step == settings.steps
+        if is_round or time.monotonic() - saved > _SAVE_SECONDS:
             _check_finite(losses, modules, step)
-            if validation is not None and len(validation):
+            if is_round and validation is not None and len(validation):
                 yield Validated(
                     step, (step - 1) // per_epoch, evaluate_objective(student, objective, validation, settings)
                 )
                 student.train()
             if checkpoint is not None:
                 save_checkpoint(checkpoint, modules, optimizer, step=step, scaler=scaler, device=device)
+                saved = time.monotonic()
     student.eval()
 
 

@@ -77,4 +77,3 @@ def sentences(count: int) -> dict[str, str]:
     rng = np.random.default_rng(0)
     words = [f"word{number}" for number in range(50)]
     return {f"key-{number * 7 % count:03d}": " ".join(rng.choice(words, 5)) for number in range(count)}
-

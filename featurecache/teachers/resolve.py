@@ -143,7 +143,10 @@ def _is_timm_folder(folder: Path) -> bool:
     config = folder / "config.json"
     if not config.is_file():
         raise TeacherError(f"{folder} has no config.json", hint="a teacher's folder is timm's or transformers'")
-    return "architecture" in json.loads(config.read_text(encoding="utf-8"))
+    try:
+        return "architecture" in json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TeacherError(f"{config} is not JSON: {error}") from None
 
 
 def _minilm_folder() -> Path | None:

@@ -78,12 +78,12 @@ REFUSED = [
     (
         f"{EXTRACT_LOGITS} --data synthetic-text:32 --out {{cache}}",
         4,
-        ["already holds train/rows", "rows: the cache has 64, this run has 32"],
+        ["already holds train/rows", "rows: it has 64, this run has 32"],
     ),
     (
         "train-student --cache {cache} --student bert:1x16 --objective mse --steps 3 --resume --out {trained}",
         4,
-        ["was begun with other settings", "steps: the cache has 2, this run has 3", "objective"],
+        ["was begun with other settings", "steps: it has 2, this run has 3", "objective"],
     ),
 ]
 

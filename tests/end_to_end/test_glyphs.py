@@ -18,10 +18,12 @@ def test_a_small_student_agrees_with_the_teacher_it_never_met(tmp_path):
     extracted = finish(extract_cache(teacher=str(teacher), data=DATA, out=cache, device="cpu"))
     assert all(split["invalid"] == {} for split in extracted["splits"].values())
     reader = open_cache(cache).split("test")
-    assert reader.outputs["logits"].classes == reader.class_names == tuple("ABCDEFGHIJ")
+    assert reader.outputs["logits"].classes == reader.class_names == tuple("0123456789")
     given = {"student": "mobilenetv3_small_050", "objective": "kl(temperature=1),ce", "device": "cpu"}
     finish(train_student(cache=cache, out=run, epochs=8.0, **given))
     scores = finish(evaluate_run(run=run, device="cpu"))
-    print(scores)
     logits = reader.read(np.arange(len(reader)), outputs=["logits"])["logits"]
     assert scores["teacher_accuracy"] == (logits.argmax(1).numpy() == reader.labels).mean()
+    # measured: teacher 0.92, student 0.74, agreement 0.72; chance is 0.1
+    assert scores["rows"] == 300 and scores["teacher_accuracy"] > 0.75
+    assert scores["accuracy"] > 0.5 and scores["agreement"] > 0.5

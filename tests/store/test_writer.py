@@ -74,7 +74,7 @@ def test_another_recipe_is_refused_field_by_field(objects):
             ("precision", "float32", "bfloat16"),
             ("recipe", "one", None),
         ]
-        assert "precision: the cache has 'float32', this run has 'bfloat16'" in str(error.value)
+        assert "precision: it has 'float32', this run has 'bfloat16'" in str(error.value)
     assert files_of(objects) == before
 
 

@@ -39,7 +39,6 @@ def cached(reader, source, *, outputs=OUTPUTS, **options):
     )
 
 
-
 def byte_values():
     """What each token id of the byte tokenizer stands for."""
     tokenizer = teacher().input.tokenizer

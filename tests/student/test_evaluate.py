@@ -144,7 +144,9 @@ def blobs(count, seed, *, classes=4, dim=8, spread=1.6):
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     scale = np.linspace(0.2, 30, dim)  # features of very different sizes
-    return Features(torch.tensor((centres[labels] + rng.normal(size=(count, dim))) * scale, dtype=torch.float32), labels)
+    return Features(
+        torch.tensor((centres[labels] + rng.normal(size=(count, dim))) * scale, dtype=torch.float32), labels
+    )
 
 
 def accuracy_of(model, bank, queries):

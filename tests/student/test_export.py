@@ -27,7 +27,9 @@ def make_student(kind):
 
 def outputs(student):
     if student.backbone.input.modality == "text":
-        items = [student.backbone.input.prepare(text) for text in ("one text", "and another, which is too long to keep")]
+        items = [
+            student.backbone.input.prepare(text) for text in ("one text", "and another, which is too long to keep")
+        ]
     else:
         rng = np.random.default_rng(0)
         items = [student.backbone.input.prepare(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(2)]
