@@ -1,4 +1,4 @@
-"""`fc demo`: the main job on real input in a few minutes: MiniLM, 4,000 package descriptions, 500 labels, a small BERT."""
+"""`fc demo`: the main job on real input: MiniLM, 4,000 package descriptions, 500 labels, a two-layer student."""
 
 import shutil
 import time

@@ -1,6 +1,5 @@
 """`fc fit-teacher`: a pretrained or fresh network and labelled data in, a task teacher in a folder out."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from featurecache.types import NO_LABEL, Json
 from pipelines.events import Advance, Message, Run, default_device, default_workers
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from student.data import CachedData
     from student.objectives.weighted import WeightedSum
@@ -161,93 +160,9 @@ def _network(
     if kind != fitting:
         hint = "timm:NAME for images, hf:FOLDER or minilm for texts"
         raise UsageError(f"fit-teacher cannot fit {full} on {source.modality}s", hint=hint)
+    from pipelines.classifiers import TextClassifier, TimmClassifier
+
+    pretrained = mode == "ft"
     if kind == "timm":
-        return _timm_classifier(name, source.class_names, pretrained=mode == "ft", img_size=img_size, weights=weights)
-    return _text_classifier(name, source.class_names, pretrained=mode == "ft", max_length=max_length)
-
-
-def _timm_classifier(
-    name: str, class_names: Sequence[str], *, pretrained: bool, img_size: int | None, weights: str | None
-) -> Any:
-    import timm
-    import timm.models
-    from torch import nn
-
-    from featurecache.teachers.timm_model import image_input, locate
-
-    source, overlay = name.partition("@")[0], {}
-    if pretrained:
-        source, file = locate(name, weights)
-        overlay = {"file": str(file)}
-    network = timm.create_model(
-        source, pretrained=pretrained, num_classes=len(class_names), pretrained_cfg_overlay=overlay or None
-    )
-
-    class TimmClassifier(nn.Module):
-        """Logits under the name that cross-entropy reads, and how to save the network as timm does."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            self.input = image_input(network, img_size, None)
-
-        def forward(self, inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-            return {"labels": self.network(self.input.normalise(inputs["images"])).float()}
-
-        def save(self, out: Path) -> None:
-            size = self.input.size
-            config = {
-                "num_classes": len(class_names),
-                "label_names": list(class_names),
-                "pretrained_cfg": {
-                    "input_size": [3, size, size],
-                    "test_input_size": [3, size, size],
-                    "interpolation": self.input.interpolation,
-                    "crop_pct": self.input.crop_pct,
-                    "crop_mode": self.input.crop_mode,
-                    "mean": list(self.input.mean),
-                    "std": list(self.input.std),
-                },
-            }
-            timm.models.save_for_hf(self.network.cpu().eval(), str(out), model_config=config, safe_serialization=True)
-
-    return TimmClassifier()
-
-
-def _text_classifier(name: str, class_names: Sequence[str], *, pretrained: bool, max_length: int | None) -> Any:
-    import transformers
-    from torch import nn
-
-    from featurecache.teachers.transformers_network import open_folder
-    from featurecache.teachers.transformers_text import TransformersText
-
-    folder = open_folder(name)
-    text_input = TransformersText(folder, max_length=max_length, pool="mean").input
-    labels = {"num_labels": len(class_names), "id2label": dict(enumerate(class_names))}
-    kind = transformers.AutoModelForSequenceClassification
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **labels)
-    network = (
-        kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
-        if pretrained
-        else kind.from_config(config)
-    )
-
-    class TextClassifier(nn.Module):
-        """Logits under the name that cross-entropy reads, and how to save the network as transformers does."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network.float()
-            self.input = text_input
-
-        def forward(self, inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-            output = self.network(input_ids=inputs["ids"], attention_mask=inputs["mask"].long())
-            return {"labels": output.logits.float()}
-
-        def save(self, out: Path) -> None:
-            self.network.cpu().eval().save_pretrained(out)
-            (out / "tokenizer.json").write_text(self.input.tokenizer_json, encoding="utf-8")
-            length = {"max_seq_length": self.input.max_length}
-            (out / "sentence_bert_config.json").write_text(json.dumps(length), encoding="utf-8")
-
-    return TextClassifier()
+        return TimmClassifier(name, source.class_names, pretrained=pretrained, img_size=img_size, weights=weights)
+    return TextClassifier(name, source.class_names, pretrained=pretrained, max_length=max_length)

@@ -26,8 +26,8 @@ def test_the_six_lines(tmp_path):
     lines = [
         "extract --teacher random --data synthetic-text:300 --out cache --json",
         "probe --cache cache --labels 200 --json",
-        "train-student --cache cache --student bert:1x64 --objective kl(temperature=1) --epochs 2 --out runs/small --json",
-        "evaluate runs/small --json",
+        "train-student --cache cache --student bert:1x64 --objective kl(temperature=1) --epochs 2 --out runs/a --json",
+        "evaluate runs/a --json",
         "info cache --json",
         "list objectives --json",
     ]
@@ -35,7 +35,7 @@ def test_the_six_lines(tmp_path):
         json.loads(featurecache(line, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})) for line in lines
     )
     assert extracted["splits"]["test"]["rows"] == 75 and probe["labels"] == 200
-    assert summary["run"] == "runs/small" and summary["digest"] == probe["digest"] == facts["digest"]
+    assert summary["run"] == "runs/a" and summary["digest"] == probe["digest"] == facts["digest"]
     assert scores["rows"] == 75 and 0 <= scores["agreement"] <= 1
     assert {"kl", "ce", "infonce"} <= set(objectives)
     assert {path.name for path in tmp_path.iterdir()} >= {"cache", "runs"}

@@ -109,7 +109,9 @@ def test_changed_labels_are_counted_and_the_sources_win(reader):
     source = Texts(shuffled(TEXTS), labels, CLASS_NAMES)
     joined = join(reader, source, OUTPUTS)
     assert joined.changed_labels == changed > 0
-    assert {source.keys[at]: CLASS_NAMES[label] for at, label in zip(joined.samples, joined.labels)} == labels
+    assert {
+        source.keys[at]: CLASS_NAMES[label] for at, label in zip(joined.samples, joined.labels, strict=True)
+    } == labels
 
 
 def test_labels_are_compared_by_class_name_not_by_number(reader):
@@ -161,7 +163,8 @@ def test_in_order_covers_each_row_once(reader):
 def test_loader_processes_change_nothing(reader):
     one = cached(reader, Texts(shuffled(TEXTS), LABELS, CLASS_NAMES))
     two = cached(reader, Texts(shuffled(TEXTS), LABELS, CLASS_NAMES), workers=2)
-    for left, right in zip(one.shuffled(8, seed=1, start=0, stop=6), two.shuffled(8, seed=1, start=0, stop=6)):
+    steps = {"seed": 1, "start": 0, "stop": 6}
+    for left, right in zip(one.shuffled(8, **steps), two.shuffled(8, **steps), strict=True):
         assert torch.equal(left.rows, right.rows) and torch.equal(left.inputs["ids"], right.inputs["ids"])
         assert torch.equal(left.targets["logits"], right.targets["logits"])
 

@@ -168,14 +168,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data, tmp
     path = tmp_path / "last.safetensors"
     student, objective = make_parts("mse,ce")
     settings = TrainSettings(steps=6, batch_size=16, interval=2)
-    kept = None
-    with pytest.raises(
-        FeatureCacheError, match=r"the loss is not finite at step 4 \(loss, mse, ce, weights\)"
-    ) as caught:
-        for event in train(student, objective, data, settings, checkpoint=path):
-            if event.step == 3:
-                kept = path.read_bytes()
-                student.backbone.layer.bias.data.fill_(math.nan)
+    loop = train(student, objective, data, settings, checkpoint=path)
+    for _ in range(3):
+        next(loop)
+    kept = path.read_bytes()
+    student.backbone.layer.bias.data.fill_(math.nan)
+    with pytest.raises(FeatureCacheError, match=r"not finite at step 4 \(loss, mse, ce, weights\)") as caught:
+        run(loop)
     assert "the last checkpoint is from before this" in caught.value.hint
     assert path.read_bytes() == kept
 
