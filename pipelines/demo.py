@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["run_demo"]
 
 LABELS = 500
-_STUDENT: dict[str, Any] = {"student": "bert:2x128", "max_length": 64, "learning_rate": 1e-3, "steps": 400}
+_STUDENT: dict[str, Any] = {"student": "bert:2x128", "max_length": 64, "learning_rate": 1e-3, "steps": 300}
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "labels alone": {"objective": "ce", "labels": LABELS},
     "distilled": {"objective": "kl(temperature=1):1.0,align-uniform:0.1"},
