@@ -1,6 +1,7 @@
 """The one loop that runs a teacher over a source and fills a cache."""
 
 import contextlib
+import math
 import re
 import time
 from collections import deque
@@ -276,6 +277,12 @@ def _encodings(
     chosen = list(dict.fromkeys(outputs or known))
     if unused := set(encode) - set(chosen):
         raise UsageError(f"--encode names {', '.join(sorted(unused))}, which --outputs leaves out")
+    for name, spec in encode.items():
+        if spec.partition(":")[0] == "topk" and name != "logits":
+            hint = f"write --encode {name}=float16 or {name}=float32"
+            raise UsageError(f"{spec} keeps the largest classes of logits; every number of {name} counts", hint=hint)
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
     return {name: make_encoding(encode.get(name, "float16"), known[name], temperatures=temperatures) for name in chosen}
 
 

@@ -13,7 +13,7 @@ from featurecache.sources import Source
 from featurecache.store.reader import CacheReader
 from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
-from pipelines.load import open_samples, open_sealed, teacher_input
+from pipelines.load import open_samples, open_sealed, open_split, teacher_input
 from pipelines.recipe import TrainRecipe
 from student.data import CachedData, Joined, join
 from student.models.build import DEFAULT_STUDENTS, build_backbone
@@ -61,7 +61,7 @@ class TrainingRun:
 def open_rows(recipe: TrainRecipe) -> Rows:
     """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
     cache, digest = open_sealed(recipe.cache)
-    reader = cache.split(recipe.split)
+    reader = open_split(cache, recipe.split)
     source = open_samples(cache, recipe.split, recipe.data)
     objective = recipe.objective or _default_objective(reader, source)
     wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
@@ -100,6 +100,10 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     }
     training = _data(rows, student, labels, usable & ~held_out, loading)
     validation = _data(rows, student, labels, usable & held_out, loading)
+    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in student.modules())
+    if has_batch_norm and min(recipe.batch_size, len(training)) == 1:
+        message = f"{student.backbone.name} has batch normalisation, which cannot learn from batches of one sample"
+        raise UsageError(message, hint="raise --batch-size, or give more data")
     if not len(training):
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
     return TrainingRun(student, objective, training, validation, _settings(recipe, training))

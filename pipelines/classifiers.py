@@ -10,7 +10,7 @@ import timm.models
 import transformers
 from torch import Tensor, nn
 
-from featurecache.teachers.timm_model import image_input, locate
+from featurecache.teachers.timm_model import build_to_fit, image_input, locate
 from featurecache.teachers.transformers_network import open_folder
 from featurecache.teachers.transformers_text import TransformersText
 
@@ -31,13 +31,12 @@ class TimmClassifier(nn.Module):
     ) -> None:
         """`weights` is a safetensors file to start from, instead of the hub's. Raises TeacherError, UsageError."""
         super().__init__()
-        source, overlay = name.partition("@")[0], None
+        network: Any
         if pretrained:
-            source, file = locate(name, weights)
-            overlay = {"file": str(file)}
-        network: Any = timm.create_model(
-            source, pretrained=pretrained, num_classes=len(class_names), pretrained_cfg_overlay=overlay
-        )
+            network = build_to_fit(*locate(name, weights), is_exact=weights is not None)
+            network.reset_classifier(len(class_names))
+        else:
+            network = timm.create_model(name.partition("@")[0], num_classes=len(class_names))
         self.network = network
         self.input = image_input(network, img_size, None)
         self.class_names = tuple(class_names)

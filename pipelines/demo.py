@@ -62,11 +62,11 @@ def run_demo(*, out: Path | str = "./demo-run", device: str | None = None) -> Ru
 
 
 def _sample() -> list[str]:
-    """The sample that ships with the project: beside the code in a checkout, inside the package once installed."""
-    for folder in (Path(__file__).parents[1] / "examples" / "data", Path(__file__).parent / "demo_data"):
-        if (folder / "debtext-train.jsonl.gz").is_file():
-            return [f"{split}={folder / f'debtext-{split}.jsonl.gz'}" for split in ("train", "test")]
-    raise UsageError("the demo's sample data are not here", hint="run it in a clone of the project: make demo")
+    """The sample that ships with the project's source, beside the packages."""
+    folder = Path(__file__).parents[1] / "examples" / "data"
+    if not (folder / "debtext-train.jsonl.gz").is_file():
+        raise UsageError("the demo's sample data are not here", hint="run it in a clone of the project: make demo")
+    return [f"{split}={folder / f'debtext-{split}.jsonl.gz'}" for split in ("train", "test")]
 
 
 def _rows(scores: dict[str, Json], speeds: dict[str, dict[str, float]]) -> list[Json]:
@@ -97,17 +97,18 @@ def _speeds(run: Path, device: str | None) -> dict[str, dict[str, float]]:
 
     from featurecache.sources import open_data
     from featurecache.teachers import load_teacher
+    from featurecache.teachers.transformers_text import TransformersText
     from student.export import load_student
 
     source = open_data(_sample(), splits=["test"])["test"]
     texts = [source[row].encoded.decode() for row in range(_TIMED_TEXTS)]
     teacher = load_teacher("minilm", modality="text")
+    assert isinstance(teacher, TransformersText)
     student, _ = load_student(run / "student")
-    size = 22_713_216  # all-MiniLM-L6-v2, its pooler included
     found = {}
     with torch.inference_mode():
         for name, network, take, parameters in (
-            ("teacher", teacher, teacher.input, size),
+            ("teacher", teacher, teacher.input, teacher.parameters),
             ("student", student, student.backbone.input, sum(p.numel() for p in student.parameters())),
         ):
             network.to(device or "cpu")

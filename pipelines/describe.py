@@ -1,15 +1,17 @@
 """What a cache holds, and how far it is: plain facts for `fc info`, `fc status` and whoever asks in Python."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.types import Json, Reason
 
 if TYPE_CHECKING:
+    from featurecache.store.commit import CommitRecord
     from featurecache.store.layout import PartSpec
     from featurecache.store.objects import LocalObjects
 
-__all__ = ["describe_cache", "describe_progress"]
+__all__ = ["count_invalid", "describe_cache", "describe_progress"]
 
 
 def describe_cache(path: Path | str) -> Json:
@@ -48,8 +50,18 @@ def describe_progress(path: Path | str) -> Json:
             "complete": len(done) == len(shards),
         }
     sealed = cache.seal is not None
-    complete = sealed and all(part["complete"] for part in parts.values())
+    taught = {part.split for part in cache.all_parts() if part.kind == "teacher"}
+    complete = sealed and all(part["complete"] for part in parts.values()) and taught == set(cache.splits)
     return {"cache": str(path), "sealed": sealed, "complete": complete, "parts": parts}
+
+
+def count_invalid(records: "Iterable[CommitRecord]") -> dict[str, int]:
+    """Invalid rows of a part by reason, in words."""
+    counts: dict[str, int] = {}
+    for record in records:
+        for name, count in record.invalid.items():
+            counts[Reason[name].text] = counts.get(Reason[name].text, 0) + count
+    return counts
 
 
 def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
@@ -63,11 +75,7 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
     if part.kind == "teacher":
         facts["teacher"] = part.facts["teacher"]
         facts["weights_sha256"] = part.identity["teacher"].get("weights_sha256")
-        invalid: dict[str, int] = {}
-        for record in records.values():
-            for name, count in record.invalid.items():
-                invalid[Reason[name].text] = invalid.get(Reason[name].text, 0) + count
-        facts["invalid"] = invalid
+        facts["invalid"] = count_invalid(records.values())
     if part.kind == "probe":
         facts |= {name: part.provenance[name] for name in ("labels", "validation_accuracy")}
     facts["outputs"] = {output.output.name: f"{list(output.output.shape)} {output.encoding}" for output in part.outputs}

@@ -16,7 +16,7 @@ from pipelines.run_dir import RunDir
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featurecache.store.reader import CacheReader
+    from featurecache.store.reader import Cache, CacheReader
     from student.data import CachedData
     from student.models.student import Student
 
@@ -50,55 +50,94 @@ def evaluate_run(
     kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
     or outputs are missing. Raises UsageError, SourceError.
     """
-    from pipelines.load import open_samples, open_sealed
+    from pipelines.load import has_outputs, open_samples, open_split
     from student.evaluate import compare, run_student
     from student.export import load_student
 
     directory = RunDir(run)
     recipe = directory.recipe()
     student, facts = load_student(directory.student)
-    opened, digest = open_sealed(str(cache or recipe["cache"]))
-    if digest != recipe["digest"]:
-        yield Message("the cache has been added to since this student was trained")
-    judged = split or next((name for name in ("test", "val") if name in opened.splits), recipe["split"])
+    opened = _open_cache(cache, recipe["cache"])
+    judged = split or next((name for name in ("test", "val") if has_outputs(opened, name)), recipe["split"])
     chosen = device or default_device()
     loading = _Loading(chosen, default_workers(chosen) if workers is None else workers, max_invalid)
     given = data or recipe["data"]
-    outside = judged != recipe["split"]
-    held_out = _open(student, opened.split(judged), open_samples(opened, judged, given), loading)
+    outside, is_fair = judged != recipe["split"], True
+    reader = open_split(opened, judged)
+    names = _targets(reader, facts["targets"])
+    held_out = _open(student, reader, names, open_samples(opened, judged, given), loading)
     _check_classes(held_out.source, facts["class_names"])
     if not outside:
         held_out = _part(held_out, recipe["validation"], validation=True)
+        held_out, is_fair = _unseen(held_out, reader, names)
+        if not is_fair:
+            yield Message("the probe was fitted on the labels of these rows, so its accuracy on them says nothing")
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
     found = run_student(student, held_out, batch_size=batch_size)
-    reader = held_out.reader
-    assert reader is not None
-    targets = reader.read(held_out.rows, outputs=_plain(reader))
+    read = reader.read(held_out.rows, outputs=list(names.values()))
+    targets = {output: read[name] for output, name in names.items()}
     classes = None if facts["classes"] is None else np.array(facts["classes"])
     scores: dict[str, Json] = {
         "split": judged,
         "rows": len(held_out),
         **compare(found, targets, held_out.labels, classes),
     }
+    if not is_fair:
+        scores["teacher_accuracy"] = None
 
-    bank = _open(student, opened.split(recipe["split"]), open_samples(opened, recipe["split"], given), loading)
+    learned_from = open_split(opened, recipe["split"])
+    bank_names = _targets(learned_from, facts["targets"])
+    bank = _open(student, learned_from, bank_names, open_samples(opened, recipe["split"], given), loading)
     bank = _part(bank, recipe["validation"], validation=False)
-    yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size)
+    stored = bank_names.get("embedding")
+    yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, stored=stored)
     scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
     scores["student"] = student.backbone.name
-    scores["teacher"] = reader.teacher_part(_plain(reader)[0]).facts["teacher"]
+    scores["teacher"] = reader.teacher_part(next(iter(names.values()))).facts["teacher"]
     return scores
 
 
-def _plain(reader: "CacheReader") -> list[str]:
-    return [name for name in reader.outputs if "/" not in name]
+def _open_cache(given: Path | str | None, recorded: str) -> "Cache":
+    from pipelines.load import open_sealed
+
+    try:
+        return open_sealed(str(given or recorded))[0]
+    except UsageError as error:
+        if given:
+            raise
+        raise UsageError(error.message, hint="if it was moved, say where it is now with --cache") from None
 
 
-def _open(student: "Student", reader: "CacheReader", source: Source, loading: _Loading) -> "CachedData":
+def _targets(reader: "CacheReader", learned: Mapping[str, str]) -> dict[str, str]:
+    """Output to the name it can be read under here: what the student learned from, whatever was added since.
+
+    Raises UsageError if this split does not have it.
+    """
+    found = {name: name for name in reader.outputs if "/" not in name}
+    for output, made_by in learned.items():
+        name = reader.named(output, made_by)
+        if name is None:
+            message = f"split {reader.split!r} has no {output} of the teacher that this student learned from"
+            raise UsageError(message, hint="extract this split with the same teacher, or give another --split")
+        found[output] = name
+    return found
+
+
+def _unseen(data: "CachedData", reader: "CacheReader", names: Mapping[str, str]) -> "tuple[CachedData, bool]":
+    """The rows whose labels no probe was fitted on, and whether there are any; all rows where there are none."""
+    if "logits" not in names:
+        return data, True
+    unseen = np.flatnonzero(~reader.labelled(names["logits"])[data.rows])
+    return (data.only(unseen), True) if unseen.size else (data, False)
+
+
+def _open(
+    student: "Student", reader: "CacheReader", names: Mapping[str, str], source: Source, loading: _Loading
+) -> "CachedData":
     from student.data import CachedData, join
 
-    joined = join(reader, source, _plain(reader), missing="skip", max_invalid=loading.max_invalid)
+    joined = join(reader, source, list(names.values()), missing="skip", max_invalid=loading.max_invalid)
     return CachedData(
         source,
         student.backbone.input,
@@ -138,8 +177,13 @@ def _judge_features(
     bank: "CachedData",
     held_out: "CachedData",
     batch_size: int,
+    *,
+    stored: str | None = None,
 ) -> Run[None]:
-    """Add nearest neighbours and linear probes of the student's features and of the teacher's embedding."""
+    """Add nearest neighbours and linear probes of the student's features and of the teacher's embedding.
+
+    `stored` is the name of that embedding among the bank's outputs.
+    """
     import torch
 
     from student.evaluate import Features, feature_scores, run_student
@@ -157,10 +201,10 @@ def _judge_features(
     classes = len(bank.source.class_names)
     vectors = {"": (run_student(student, bank, batch_size=batch_size)["features"], found["features"])}
     embedding = targets.get("embedding")
-    if isinstance(embedding, torch.Tensor) and bank.reader is not None:
-        stored = bank.reader.read(bank.rows, outputs=["embedding"])["embedding"]
-        assert isinstance(stored, torch.Tensor)
-        vectors["teacher_"] = (stored, embedding)
+    if isinstance(embedding, torch.Tensor) and bank.reader is not None and stored:
+        of_teacher = bank.reader.read(bank.rows, outputs=[stored])[stored]
+        assert isinstance(of_teacher, torch.Tensor)
+        vectors["teacher_"] = (of_teacher, embedding)
     for whose, (of_bank, of_judged) in vectors.items():
         result = feature_scores(
             Features(of_bank, bank.labels),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.sources import Source, location, open_data
-from featurecache.types import Json, Reason
+from featurecache.types import Json
+from pipelines.describe import count_invalid
 from pipelines.events import Advance, Message, Run, default_device, default_workers
 
 __all__ = ["extract_cache"]
@@ -97,9 +98,5 @@ def _count(objects: Any, identity: Json, split: str) -> Json:
 
     part = matching_part(objects, split, "teacher", identity)
     assert part is not None
-    invalid: dict[str, int] = {}
-    for record in read_records(objects, part).values():
-        for name, count in record.invalid.items():
-            text = Reason[name].text
-            invalid[text] = invalid.get(text, 0) + count
+    invalid = count_invalid(read_records(objects, part).values())
     return {"rows": part.rows, "part": part.prefix, "invalid": invalid}

@@ -1,5 +1,8 @@
 """`fc fit-teacher`: a pretrained or fresh network and labelled data in, a task teacher in a folder out."""
 
+import math
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
 from featurecache.sources import Source, open_data
-from featurecache.types import NO_LABEL, Json
+from featurecache.types import NO_LABEL, Json, Reason
 from pipelines.events import Advance, Message, Run, default_device, default_workers
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from student.data import CachedData
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from student.trainer import TrainSettings
 
 __all__ = ["fit_teacher"]
+
+_CHECKED_AT_ONCE = 64
 
 
 def fit_teacher(
@@ -64,7 +70,8 @@ def fit_teacher(
     network = _network(full, source, mode=mode, img_size=img_size, max_length=max_length, weights=weights)
     chosen = device or default_device()
     loading = {"device": chosen, "workers": default_workers(chosen) if workers is None else workers}
-    training, held_out = _data(source, network.input, validation, loading)
+    training, held_out = yield from _data(source, network.input, validation, loading)
+    _check_batches(network, min(batch_size, len(training)))
     settings = TrainSettings(
         steps=max(round(epochs * training.steps_per_epoch(batch_size)), 1),
         batch_size=batch_size,
@@ -77,7 +84,7 @@ def fit_teacher(
     objective = make_objective("ce", Dimensions(features=1, targets={}), ["labels"])
     yield from _train(network, objective, training, held_out, settings)
     accuracy = _accuracy(network, held_out, batch_size)
-    network.save(Path(out))
+    _publish(network, Path(out))
     return {
         "out": str(out),
         "teacher": f"--teacher {out}",
@@ -94,10 +101,28 @@ def _check(mode: str, out: Path, *, weights: str | None, epochs: float, batch_si
         raise UsageError(f"unknown mode {mode!r}", hint="ft fine-tunes pretrained weights, fr begins with random ones")
     if mode == "fr" and weights:
         raise UsageError("--weights cannot be used with --mode fr, which begins with random ones", hint="--mode ft")
-    if not epochs > 0 or batch_size < 1:
-        raise UsageError(f"training needs more than 0 epochs of batches, not {epochs:g} of {batch_size} samples")
+    if not 0 < epochs < math.inf or batch_size < 1:
+        given = f"{epochs:g} of {batch_size} samples"
+        raise UsageError(f"training needs more than 0 epochs of batches, and an end, not {given}")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", hint="choose another --out")
+
+
+def _check_batches(network: "nn.Module", batch_size: int) -> None:
+    from torch import nn
+
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if batch_size == 1 and any(isinstance(module, norms) for module in network.modules()):
+        hint = "give a larger --batch-size, and two samples at least"
+        raise UsageError("batch normalisation cannot be trained on batches of one sample", hint=hint)
+
+
+def _publish(network: Any, out: Path) -> None:
+    partial = out.resolve().with_name(f"{out.resolve().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    network.save(partial)
+    partial.rename(out)
 
 
 def _default_rate(mode: str, source: Source) -> float:
@@ -108,7 +133,7 @@ def _default_rate(mode: str, source: Source) -> float:
 
 def _data(
     source: Source, network_input: ImageInput | TextInput, validation: float, loading: Mapping[str, Any]
-) -> "tuple[CachedData, CachedData]":
+) -> "Run[tuple[CachedData, CachedData]]":
     import numpy as np
 
     from student.data import CachedData
@@ -116,6 +141,7 @@ def _data(
 
     held_out = validation_rows(source.keys, validation)
     known = source.labels != NO_LABEL
+    known[known] = yield from _decodable(source, network_input, np.flatnonzero(known), loading["workers"])
     parts = [np.flatnonzero(known & ~held_out), np.flatnonzero(known & held_out)]
     if not parts[0].size:
         raise UsageError("no labelled sample is left to train on", hint="lower --validation, or give more data")
@@ -124,6 +150,28 @@ def _data(
         for rows in parts
     )
     return training, validating
+
+
+def _decodable(
+    source: Source, network_input: ImageInput | TextInput, rows: "np.ndarray", workers: int
+) -> "Run[np.ndarray]":
+    # one pass ahead of training, so that every batch is full and the steps are those of the epochs asked for
+    import numpy as np
+
+    from featurecache.loader import load
+
+    batches = np.split(rows, range(_CHECKED_AT_ONCE, rows.size, _CHECKED_AT_ONCE))
+    reasons, done = [], 0
+    for loaded in load(source, network_input, batches if rows.size else (), workers=workers):
+        reasons.append(loaded.reasons)
+        done += loaded.rows.size
+        yield Advance("check", done, rows.size, "samples")
+    found = np.concatenate([np.zeros(0, np.uint8), *reasons])
+    if found.any():
+        counts = Counter(Reason(reason).text for reason in found[found > 0])
+        told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        yield Message(f"{np.count_nonzero(found):,} of {rows.size:,} labelled samples are left out: {told}")
+    return found == Reason.VALID
 
 
 def _train(
@@ -160,6 +208,9 @@ def _network(
     if kind != fitting:
         hint = "timm:NAME for images, hf:FOLDER or minilm for texts"
         raise UsageError(f"fit-teacher cannot fit {full} on {source.modality}s", hint=hint)
+    if kind == "hf" and weights:
+        hint = "put the file beside the model's config.json as model.safetensors, and give that folder as --model"
+        raise UsageError("--weights can only be used with a model for images", hint=hint)
     from pipelines.classifiers import TextClassifier, TimmClassifier
 
     pretrained = mode == "ft"

@@ -82,24 +82,26 @@ def _add_part(
 
     tensors = {"weight": probe.weight.contiguous(), "bias": probe.bias.contiguous()}
     teacher = reader.teacher_part(output)
-    earlier = [part for part in cache.all_parts() if part.kind == "probe"]
-    standing = cache.objects.list(reader.split)
-    name = next(name for name in ["probe", *(f"probe-{n}" for n in range(2, 10_000))] if name not in standing)
-    part = PartSpec(
-        name=name,
+    identity = {
+        "kind": "probe",
+        "teacher_id": teacher.facts["teacher_id"],
+        "input": output,
+        "fingerprint": reader.fingerprint,
+        "weights_sha256": hash_tensors(tensors),
+    }
+    probes = [part for part in cache.all_parts() if part.kind == "probe"]
+    standing = next((part for part in probes if part.split == reader.split and part.identity == identity), None)
+    taken = cache.objects.list(reader.split)
+    free = next(name for name in ["probe", *(f"probe-{n}" for n in range(2, 10_000))] if name not in taken)
+    part = standing or PartSpec(
+        name=free,
         kind="probe",
         split=reader.split,
         rows=len(reader),
-        identity={
-            "kind": "probe",
-            "teacher_id": teacher.facts["teacher_id"],
-            "input": output,
-            "fingerprint": reader.fingerprint,
-            "weights_sha256": hash_tensors(tensors),
-        },
+        identity=identity,
         arrays=(ArraySpec("labelled", "uint8"),),
         outputs=(EncodedOutput(OutputSpec("logits", (len(reader.class_names),), reader.class_names), "head"),),
-        facts={"teacher_id": teacher.facts["teacher_id"], "input": output, "order": len(earlier)},
+        facts={"teacher_id": teacher.facts["teacher_id"], "input": output, "order": len(probes)},
         provenance={
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "labels": int(labelled.sum()),

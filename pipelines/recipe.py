@@ -65,6 +65,8 @@ class TrainRecipe:
             raise UsageError("--validation and --max-invalid are parts of the rows, between 0 and 1")
         if not self.epochs > 0 or self.epochs == math.inf or (self.steps is not None and self.steps < 1):
             raise UsageError("training needs more than 0 epochs, or at least 1 step")
+        if self.seed >= 2**63:
+            raise UsageError(f"--seed {self.seed} is too large", hint="it must be below 2**63")
         least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2}
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:

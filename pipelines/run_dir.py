@@ -36,7 +36,8 @@ class RunDir:
                 f"a run already stands at {path}", hint="add --resume to go on with it, or choose another --out"
             )
         standing = run.recipe()
-        if fields := differences(standing, recipe):
+        # the cache may have grown meanwhile: what was learned from is compared by its parts
+        if fields := [field for field in differences(standing, recipe) if field[0] != "digest"]:
             raise IdentityError(f"{path} was begun with other settings:", fields=fields, hint="choose another --out")
         return run
 
@@ -73,6 +74,19 @@ class RunDir:
         """Add one JSON line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def last_losses(self) -> Json:
+        """The newest losses in metrics.jsonl: {"training": {name: value}, "validation": {name: value}}."""
+        file = self.path / "metrics.jsonl"
+        found: Json = {"training": {}, "validation": {}}
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else ():
+            values = json.loads(line) if line.endswith("\n") else {}
+            if "validation" in values:
+                found["validation"] = values["validation"]
+            elif values:
+                facts = ("step", "epoch", "learning_rate")
+                found["training"] = {name: value for name, value in values.items() if name not in facts}
+        return found
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will make again, and a line that was cut in the middle."""

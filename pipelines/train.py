@@ -81,6 +81,7 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
         "cache": str(Path(recipe.cache).absolute()),
         "data": location(recipe.data) if recipe.data else None,
         "digest": rows.digest,
+        "targets": {output: rows.reader.output_part(output).recipe_id for output in rows.outputs},
         "objective": rows.objective,
         "student": built.student.backbone.to_json(),
         "input": built.student.backbone.input.to_json(),
@@ -94,7 +95,7 @@ def _follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
     from student.trainer import Step, Validated
 
     began = time.monotonic()
-    result: dict[str, Any] = {"training": {}, "validation": {}}
+    result: dict[str, Any] = run.last_losses()
     first = True
     for event in loop:
         if first:
@@ -118,6 +119,7 @@ def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Js
 
     facts = {
         "digest": rows.digest,
+        "targets": {output: rows.reader.made_by(output) for output in rows.outputs},
         "class_names": list(rows.source.class_names),
         "classes": None if rows.classes is None else rows.classes.tolist(),
     }

@@ -293,6 +293,11 @@ def test_plans_that_cannot_be():
         plan_part(teacher, source, "train", outputs=["logit"])
     with pytest.raises(UsageError, match="--encode names logits, which --outputs leaves out"):
         plan_part(teacher, source, "train", outputs=["embedding"], encode={"logits": "float32"})
+    with pytest.raises(UsageError, match="--encode embedding=float16"):
+        plan_part(teacher, source, "train", encode={"embedding": "topk:2"})
+    for temperature in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="temperatures must be positive"):
+            plan_part(teacher, source, "train", temperatures=[1.0, temperature])
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,23 @@ class CacheReader:
         except UnicodeDecodeError as error:
             raise CorruptCacheError(f"a key of split {self.split!r} is not UTF-8: {error}") from None
 
+    def made_by(self, output: str) -> str:
+        """What gives an output, the same in every split: a teacher's id, or a probe's recipe_id."""
+        part = self.output_part(output)
+        return part.recipe_id if part.kind == "probe" else str(part.facts["teacher_id"])
+
+    def named(self, output: str, made_by: str) -> str | None:
+        """The name under which an output that was made by this can be read here, or None if it cannot."""
+        names = [name for name in self._outputs if name.rpartition("/")[2] == output]
+        return next((name for name in names if self.made_by(name) == made_by), None)
+
+    def labelled(self, output: str) -> np.ndarray:
+        """bool (rows,): rows of this split whose labels went into an output, which a probe's logits have."""
+        found = self._find(output).part
+        if found.part.kind != "probe" or found.part.split != self.split:
+            return np.zeros(len(self), bool)
+        return found.whole("labelled") == 1
+
     def rows_of(self, keys: Iterable[str]) -> np.ndarray:
         """int64: the row of each key, -1 where the cache does not have it."""
         return np.array([self._row_by_hash.get(key_hash(key), -1) for key in keys], np.int64)

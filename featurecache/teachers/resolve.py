@@ -55,8 +55,10 @@ _OPTIONS = {
 def resolve_name(spec: str) -> str:
     """The full name behind a short one, to be shown: "vit_base" -> "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k".
 
-    Touches no network. Raises UnknownNameError, or TeacherError for a path that leads nowhere.
+    Touches no network. Raises UnknownNameError, or TeacherError for a path that leads nowhere or no name.
     """
+    if not spec.strip() or spec.endswith(":"):
+        raise TeacherError(f"a name is missing in the teacher {spec!r}", hint="for example vit_base, or hf:ORG/NAME")
     if spec == "minilm" and (folder := _minilm_folder()):
         return f"hf:{folder}"
     spec = SHORT_NAMES.get(spec, spec)
@@ -95,10 +97,11 @@ def load_teacher(
         "crop_pct": crop_pct,
         "max_length": max_length,
         "pool": pool,
-        "model_kwargs": model_kwargs,
-        "trust_remote_code": trust_remote_code,
+        "model_kwargs": model_kwargs or None,
+        "trust_remote_code": trust_remote_code or None,
     }
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_numbers(given)
     try:
         teacher = _load(resolve_name(spec), modality, given)
     except TeacherError as error:
@@ -108,6 +111,14 @@ def load_teacher(
     if spec == "minilm":
         teacher.name = "all-MiniLM-L6-v2"
     return teacher
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for name in ("img_size", "max_length"):
+        if options.get(name, 1) < 1:
+            raise TeacherError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+    if not 0 < options.get("crop_pct", 1) <= 1:
+        raise TeacherError(f"--crop-pct must be above 0 and at most 1, not {options['crop_pct']}")
 
 
 def _load(full: str, modality: Modality, options: dict[str, Any]) -> Teacher:
@@ -121,7 +132,7 @@ def _load(full: str, modality: Modality, options: dict[str, Any]) -> Teacher:
         return TEACHERS.get(kind)(name, **options)
     try:
         return TEACHERS.get(kind)(modality, **options.get("model_kwargs", {}))
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, where a size or a seed is out of range
         raise TeacherError(f"the random teacher cannot be made: {error}", hint="check --model-kwargs") from error
 
 

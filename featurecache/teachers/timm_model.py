@@ -17,7 +17,7 @@ from featurecache.inputs import ImageInput, Inputs
 from featurecache.teachers.weights import commit_of, fetch_file, is_commit, split_revision, tensor_shapes, weights_file
 from featurecache.types import Json, OutputSpec
 
-__all__ = ["TimmTeacher", "image_input", "locate"]
+__all__ = ["TimmTeacher", "build", "build_to_fit", "image_input", "locate"]
 
 _STATED_ELSEWHERE = ("num_classes", "global_pool", "in_chans", "img_size")
 
@@ -45,7 +45,7 @@ class TimmTeacher:
         source, file = locate(model, weights)
         self.revision = commit_of(file)
         """The hub commit that was loaded, if any: provenance, not identity."""
-        network = _build(source, file, self._kwargs, is_exact=weights is not None)
+        network = build(source, file, self._kwargs, is_exact=weights is not None)
         self._weights_sha256 = hash_tensors(network.state_dict())  # before any resizing, whose last bits vary
         self.input = image_input(network, img_size, crop_pct)
         _resize(network, self.input.size)
@@ -125,7 +125,11 @@ def locate(model: str, weights: str | Path | None) -> tuple[str, Path]:
     return name, fetch_file(repository, "model.safetensors", revision=revision)
 
 
-def _build(source: str, file: Path, kwargs: Mapping[str, Any], *, is_exact: bool) -> Any:
+def build(source: str, file: Path, kwargs: Mapping[str, Any], *, is_exact: bool) -> Any:
+    """The timm model with the weights of the file, every one of them; `is_exact`: none resampled. Raises TeacherError.
+
+    `source` and `file` are what `locate` gives.
+    """
     # timm loads leniently, with random numbers for what is missing, if num_classes differs from its table: so the table
     # is told. Whatever the source, the file goes through timm's own conversion of old checkpoints.
     table = {"file": str(file), "source": "", "custom_load": False}
@@ -145,6 +149,17 @@ def _build(source: str, file: Path, kwargs: Mapping[str, Any], *, is_exact: bool
         if differing := _mismatch(common, {name: found[name] for name in common}):
             raise TeacherError(f"{file.name} does not fit {source}: {differing}")
     return network
+
+
+def build_to_fit(source: str, file: Path, *, is_exact: bool) -> Any:
+    """The same for a classifier that will be replaced: with `is_exact` the file may have one of any size, or none."""
+    if not is_exact:
+        return build(source, file, {}, is_exact=False)
+    config = _build_untrained(source, {}).pretrained_cfg
+    names = config.get("classifier") or ()
+    first = names if isinstance(names, str) else next(iter(names), "")
+    (classes, *_) = tensor_shapes(file).get(f"{first}.weight", (0,))
+    return build(source, file, {} if config.get("label_offset") else {"num_classes": classes}, is_exact=True)
 
 
 def _build_untrained(source: str, kwargs: Mapping[str, Any]) -> Any:

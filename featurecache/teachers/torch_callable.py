@@ -1,7 +1,7 @@
 """Any torch module or function of your own, named as package.module:attribute."""
 
+import hashlib
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featurecache.errors import TeacherError
-from featurecache.fingerprint import hash_json, hash_tensors
+from featurecache.fingerprint import hash_tensors
 from featurecache.inputs import ImageInput, Inputs, TextInput
 from featurecache.teachers.weights import weights_file
 from featurecache.types import Json, OutputSpec
@@ -68,7 +68,10 @@ class TorchTeacher:
         return self
 
     def identity(self) -> Json:
-        """The target's name, its arguments, and the hash of its weights, or of its source text if it has none."""
+        """The target's name, its arguments, and the hashes of its module's file and, if it has some, of its weights.
+
+        What that file imports is not seen: a change there goes unnoticed.
+        """
         return {
             "library": "torch",
             "model": self._target,
@@ -135,13 +138,9 @@ def _input_of(network: Any, img_size: int | None, crop_pct: float | None) -> Ima
 
 
 def _content(network: Any, target: str) -> dict[str, str]:
+    file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise TeacherError(f"the module of {target} has no file to tell it by", hint="write it into a .py file")
+    content = {"source_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
     state = network.state_dict() if isinstance(network, nn.Module) else {}
-    if state:
-        return {"weights_sha256": hash_tensors(state)}
-    try:
-        return {
-            "source_sha256": hash_json(inspect.getsource(type(network) if isinstance(network, nn.Module) else network))
-        }
-    except (OSError, TypeError) as error:
-        hint = "define it with `def` or `class` in a file"
-        raise TeacherError(f"{target} has neither weights nor source text to tell it by", hint=hint) from error
+    return {**content, "weights_sha256": hash_tensors(state)} if state else content

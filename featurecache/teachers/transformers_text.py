@@ -66,6 +66,11 @@ class TransformersText:
         self._network.model.to(device)
         return self
 
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+        return sum(parameter.numel() for parameter in self._network.model.parameters())
+
     def identity(self) -> Json:
         """Architecture, settings, pooling and weights: the same however they were loaded."""
         return self._network.identity({"embedding": {"pool": self._pool, "normalise": self._is_normalised}})

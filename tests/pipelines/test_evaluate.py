@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache.errors import UsageError
+from featurecache.errors import IncompleteError, UsageError
+from featurecache.fingerprint import hash_unit
+from featurecache.rows import list_rows
 from featurecache.sources import open_data
+from featurecache.store.commit import seal
+from featurecache.store.objects import LocalObjects
 from featurecache.store.reader import open_cache
 from featurecache.types import NO_LABEL
-from pipelines import evaluate_run, extract_cache, finish, fit_probe, train_student
+from pipelines import describe_progress, evaluate_run, extract_cache, finish, fit_probe, train_student
 from pipelines.events import Message
 from student.export import load_student
 from student.selection import validation_rows
@@ -99,9 +103,40 @@ def test_a_cache_that_moved_or_grew_is_judged_too(run, tmp_path):
     plain = finish(evaluate_run(run=run, **HERE))
     assert finish(evaluate_run(run=run, cache=moved, **HERE)) == plain
     finish(fit_probe(cache=moved, labels=40))
-    assert Message("the cache has been added to since this student was trained") in list(
-        evaluate_run(run=run, cache=moved, **HERE)
-    )
+    assert open_cache(moved).split("test").outputs.keys() >= {"logits", "probe/logits"}
+    assert finish(evaluate_run(run=run, cache=moved, **HERE)) == plain  # by what it learned from, not by the newest
+    with pytest.raises(UsageError, match="there is no cache") as caught:
+        finish(evaluate_run(run=run, cache=tmp_path / "nowhere", **HERE))
+    assert "--cache" not in caught.value.hint
+
+
+def test_rows_whose_labels_the_probe_saw_do_not_judge_it(tmp_path):
+    """On labels without any meaning a fair teacher is at chance, whatever its probe was fitted on."""
+    lines = [{"id": str(n), "text": f"{hash_unit('text', n):.12f}", "label": f"c{n % 3}"} for n in range(400)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finish(extract_cache(teacher="random", data=str(tmp_path / "train.jsonl"), out=tmp_path / "cache", **HERE))
+    finish(fit_probe(cache=tmp_path / "cache", labels=200))
+    given = {"cache": tmp_path / "cache", "objective": "kl", "steps": 5, "validation": 0.3}
+    finish(train_student(out=tmp_path / "run", **given, **FAST))
+    reader = open_cache(tmp_path / "cache").split("train")
+    held_out = validation_rows(reader.keys, 0.3)
+    scores = finish(evaluate_run(run=tmp_path / "run", **HERE))
+    assert scores["rows"] == (held_out & ~reader.labelled("logits")).sum() < held_out.sum()
+    finish(fit_probe(cache=tmp_path / "cache"))  # all labels
+    finish(train_student(out=tmp_path / "all", **given, **FAST))
+    scores = finish(evaluate_run(run=tmp_path / "all", **HERE))
+    assert scores["rows"] == held_out.sum() and scores["teacher_accuracy"] is None
+
+
+def test_a_split_without_outputs_is_not_chosen_and_named_when_asked_for(run, tmp_path):
+    cache = shutil.copytree(json.loads((run / "recipe.json").read_text())["cache"], tmp_path / "cache")
+    listed = open_data("synthetic-text:160")["test"]
+    list(list_rows(listed, LocalObjects(cache), "val"))
+    seal(LocalObjects(cache))
+    assert finish(evaluate_run(run=run, cache=cache, **HERE))["split"] == "test"
+    with pytest.raises(IncompleteError, match="no teacher's outputs over split 'val'"):
+        finish(evaluate_run(run=run, cache=cache, split="val", **HERE))
+    assert not describe_progress(cache)["complete"]
 
 
 def write_texts(path, source, name_of):

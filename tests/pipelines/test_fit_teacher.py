@@ -9,13 +9,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from featurecache.errors import UsageError
+from featurecache.errors import TeacherError, UsageError
 from featurecache.inputs import ImageInput
 from featurecache.sources import decode, open_data
 from featurecache.teachers import load_teacher
 from featurecache.teachers.random_projection import byte_tokenizer_json
 from pipelines import extract_cache, finish, fit_teacher
 from pipelines.build import open_rows
+from pipelines.classifiers import TimmClassifier
+from pipelines.events import Message
 from pipelines.recipe import TrainRecipe
 
 HERE = {"workers": 0, "device": "cpu"}
@@ -85,6 +87,52 @@ def test_fine_tuning_begins_with_the_weights_given(tmp_path):
     assert network.num_classes == 4
 
 
+@pytest.mark.parametrize("classes", [1000, 7, 0])
+def test_weights_may_have_any_classifier(tmp_path, classes):
+    donor = timm.create_model("test_efficientnet", num_classes=classes)
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    given = {"pretrained": True, "weights": str(tmp_path / "donor.safetensors")}
+    fitted = TimmClassifier("test_efficientnet", ("a", "b"), **given)
+    torch.testing.assert_close(fitted.network.conv_stem.weight, donor.conv_stem.weight)
+    assert fitted({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)})["labels"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"nothing.to.do": torch.zeros(3)}, r"missing \(conv_stem.weight.*1 unexpected \(nothing.to.do\)"),
+        (timm.create_model("test_resnet").state_dict(), "missing .conv_stem"),
+        ({**timm.create_model("test_efficientnet").state_dict(), "conv_stem.weight": torch.zeros(1)}, "another shape"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "other.safetensors")
+    given = {"model": "timm:test_efficientnet", "weights": str(tmp_path / "other.safetensors")}
+    with pytest.raises(TeacherError, match=message):
+        finish(fit_teacher(data="synthetic:40", out=tmp_path / "teacher", **given, **HERE))
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_the_folder_stands_whole_or_not_at_all(tmp_path, monkeypatch):
+    given = {"model": "timm:test_efficientnet", "data": "synthetic:40", "mode": "fr", "img_size": 32, "epochs": 0.1}
+    real = TimmClassifier.save
+
+    def save(self, out):
+        real(self, out)
+        (out / "half").touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(TimmClassifier, "save", save)
+    with pytest.raises(OSError, match="no space left"):
+        finish(fit_teacher(out=tmp_path / "teacher", **given, **HERE))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.partial"]
+    monkeypatch.setattr(TimmClassifier, "save", real)
+    (tmp_path / "teacher").mkdir()  # an empty one may stand there
+    finish(fit_teacher(out=tmp_path / "teacher", **given, **HERE))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == ["config.json", "model.safetensors"]
+
+
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory):
     """A BERT of one layer that was never trained, as transformers saves it, with a byte tokenizer."""
@@ -118,11 +166,26 @@ def test_a_text_model_learns_its_task_and_plain_transformers_reads_it(bert_folde
             torch.testing.assert_close(plain(input_ids=ids).logits[0], found[row], rtol=1e-4, atol=1e-4)
 
 
-def test_a_sample_that_cannot_be_decoded_is_left_out(bert_folder, tmp_path):
+def test_samples_that_cannot_be_decoded_are_told_and_make_no_steps(bert_folder, tmp_path):
     lines = [{"text": f"text {number}" if number % 4 else "", "label": "ab"[number % 2]} for number in range(24)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given = {"data": str(tmp_path / "texts.jsonl"), "out": tmp_path / "teacher", "epochs": 1.0, "batch_size": 4}
-    assert finish(fit_teacher(model=f"hf:{bert_folder}", **given, **HERE))["classes"] == 2
+    given = {"data": str(tmp_path / "texts.jsonl"), "out": tmp_path / "teacher", "epochs": 1.0, "batch_size": 1}
+    run, told = fit_teacher(model=f"hf:{bert_folder}", **given, **HERE), []
+    try:
+        while True:
+            event = next(run)
+            told += [event.text] if isinstance(event, Message) else []
+    except StopIteration as stop:
+        result = stop.value
+    assert "6 of 24 labelled samples are left out: 6 empty text" in told
+    assert sum(result["rows"].values()) == 18 and result["steps"] == result["rows"]["training"]
+    assert result["classes"] == 2
+
+
+def test_weights_for_a_text_model_are_refused(bert_folder, tmp_path):
+    given = {"weights": "w.safetensors", "data": "synthetic-text:40", "out": tmp_path / "teacher"}
+    with pytest.raises(UsageError, match="only be used with a model for images"):
+        finish(fit_teacher(model=f"hf:{bert_folder}", **given, **HERE))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +193,9 @@ def test_a_sample_that_cannot_be_decoded_is_left_out(bert_folder, tmp_path):
     [
         ({"mode": "xx"}, "unknown mode 'xx'"),
         ({"epochs": 0.0}, "more than 0 epochs"),
+        ({"epochs": float("inf")}, "more than 0 epochs"),
+        ({"epochs": float("nan")}, "more than 0 epochs"),
+        ({"model": "timm:test_efficientnet", "batch_size": 1}, "batches of one sample"),
         ({"batch_size": 0}, "more than 0 epochs"),
         ({"weights": "w.safetensors"}, "--weights cannot be used with --mode fr"),
         ({"model": "minilm"}, "cannot fit hf:.* on images"),

@@ -97,6 +97,11 @@ def test_a_second_probe_stands_beside_the_first_and_is_the_one_that_is_read(cach
         torch.testing.assert_close(found[output], found["embedding"] @ head["weight"].T + head["bias"])
 
 
+def test_the_same_probe_again_adds_nothing(cache):
+    first = finish(fit_probe(cache=cache, labels=30, seed=5))
+    assert finish(fit_probe(cache=cache, labels=30, seed=5)) == first
+
+
 def test_what_a_probe_cannot_be_fitted_on_is_refused(cache, tmp_path):
     with pytest.raises(UsageError, match="cannot choose 161 labels"):
         finish(fit_probe(cache=cache, labels=161))

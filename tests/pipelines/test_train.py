@@ -126,7 +126,29 @@ def test_other_settings_or_another_cache_are_refused_by_field(run, text_cache, t
     finish(fit_probe(cache=other))
     with pytest.raises(IdentityError) as caught:
         finish(train_student(**{**given, "cache": other}))
-    assert [field for field, *_ in caught.value.fields] == ["cache", "digest"]
+    assert [field for field, *_ in caught.value.fields] == ["cache", "targets.logits"]
+
+
+def test_a_cache_that_grew_is_no_reason_to_lose_a_run(text_cache, tmp_path):
+    cache = shutil.copytree(text_cache, tmp_path / "cache")
+    given = {**FAST, "cache": cache, "out": tmp_path / "run", "steps": 120, "objective": "cosine"}
+    stop_at(train_student(**given), 110)
+    finish(fit_probe(cache=cache))
+    assert finish(train_student(**given, resume=True))["steps"] == 120
+
+
+def test_a_run_killed_before_its_summary_still_has_its_losses(run, text_cache, tmp_path):
+    cut = shutil.copytree(run[0], tmp_path / "run", ignore=shutil.ignore_patterns("summary.json"))
+    given = {**FAST, "cache": text_cache, "out": cut, "steps": 120, "objective": "kl,ce", "resume": True}
+    summary = finish(train_student(**given))
+    assert summary["training"] == run[1]["training"] and summary["validation"] == run[1]["validation"]
+
+
+def test_batch_normalisation_refuses_batches_of_one(image_cache, tmp_path):
+    given = {"cache": image_cache, "out": tmp_path / "run", "objective": "cosine", "device": "cpu", "workers": 0}
+    with pytest.raises(UsageError, match="cannot learn from batches of one"):
+        finish(train_student(student="resnet10t", batch_size=1, **given))
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_seen_are_as_many_as_asked_for(text_cache, tmp_path):

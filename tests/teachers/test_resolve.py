@@ -86,6 +86,32 @@ def test_folders_tell_their_library(tmp_path):
         assert load_teacher(str(tmp_path / name)).input.modality == ("text" if name == "text" else "image")
 
 
+@pytest.mark.parametrize("spec", ["", " ", "hf:", "timm:", "torch:", "random:", "torch:module:"])
+def test_a_missing_name(spec):
+    with pytest.raises(TeacherError, match="a name is missing"):
+        load_teacher(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "option", "message"),
+    [
+        ("test_vit", {"crop_pct": 0.0}, "--crop-pct must be above 0"),
+        ("test_vit", {"crop_pct": 1.5}, "--crop-pct must be above 0"),
+        ("test_vit", {"img_size": 0}, "--img-size must be at least 1"),
+        ("random", {"crop_pct": 1.0}, "--crop-pct cannot be used"),
+        ("minilm", {"max_length": 0}, "--max-length must be at least 1"),
+        ("random", {"model_kwargs": {"dim": -3}}, "the random teacher cannot be made"),
+    ],
+)
+def test_numbers_that_cannot_be(spec, option, message):
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(spec, **option)
+
+
+def test_options_left_empty_are_not_given():
+    assert load_teacher("random", model_kwargs={}, trust_remote_code=False).name == "random-image"
+
+
 def test_options_that_a_teacher_does_not_have():
     with pytest.raises(TeacherError, match="--max-length, --pool cannot be used with timm:test_vit"):
         load_teacher("test_vit", pool="cls", max_length=12)

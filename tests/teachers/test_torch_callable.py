@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def mean_colour(images):
 def broken():
     return lambda images: images.flatten().long()
 
-def untold():
+def brighter():
     return functools.partial(mean_colour)
 
 def raising():
@@ -100,6 +101,25 @@ def test_weights_from_a_file(tmp_path):
         TorchTeacher("own_teachers:Words", weights=tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("target", ["own_teachers:Pixels", "own_teachers:colours"])
+def test_another_forward_is_another_teacher_with_or_without_weights(tmp_path, target):
+    first, again = (TorchTeacher(target, img_size=None).identity() for _ in range(2))
+    (tmp_path / "own_teachers.py").write_text(SOURCE.replace("images.flatten(1))[", "2 * images.flatten(1))["))
+    sys.modules.pop("own_teachers")
+    importlib.invalidate_caches()
+    changed = TorchTeacher(target).identity()
+    assert first == again and ("weights_sha256" in first) is (target == "own_teachers:Pixels")
+    assert {name for name in first if first[name] != changed[name]} == {"source_sha256"}
+
+
+def test_a_module_without_a_file_is_refused(monkeypatch):
+    module = types.ModuleType("from_nowhere")
+    module.colours = lambda: lambda images: images.mean(dim=(2, 3))
+    monkeypatch.setitem(sys.modules, "from_nowhere", module)
+    with pytest.raises(TeacherError, match="has no file to tell it by"):
+        TorchTeacher("from_nowhere:colours", img_size=8)
+
+
 def test_the_working_directory_is_searched(tmp_path, monkeypatch):
     folder = tmp_path / "work"
     folder.mkdir()
@@ -116,7 +136,6 @@ def test_the_working_directory_is_searched(tmp_path, monkeypatch):
         ("own_teachers:absent", "absent"),
         ("no_such_module:x", "no_such_module"),
         ("own_teachers:broken", "int64"),
-        ("own_teachers:untold", "neither weights nor source text"),
         ("own_teachers:raising", "no such luck"),
     ],
 )

@@ -1,0 +1,77 @@
+"""What README.md and docs/extending.md show can be typed and run as it stands."""
+
+import ast
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import typer.main
+
+import pipelines
+from featurecache.teachers import load_teacher
+from pipelines.cli import app
+from student.objectives.base import Batch, Dimensions, Objective
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(file, language, containing):
+    """The fenced blocks of a page in this language that contain a text."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in found if containing in block]
+
+
+def six_lines():
+    (block,) = blocks("README.md", "sh", "featurecache extract")
+    return block.splitlines()
+
+
+def test_readme_shows_six_lines():
+    assert len(six_lines()) == 6
+
+
+@pytest.mark.parametrize("line", six_lines())
+def test_readme_line_is_accepted(line):
+    program, name, *words = shlex.split(line)
+    assert program == "featurecache"
+    COMMANDS[name].make_context(name, words)  # refuses unknown options, missing ones and wrong values
+
+
+def test_readme_python_parses_and_names_what_there_is():
+    (block,) = blocks("README.md", "python", "from pipelines import")
+    imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    assert [node.module for node in imports] == ["pipelines"]
+    for alias in imports[0].names:
+        assert callable(getattr(pipelines, alias.name))
+
+
+def test_own_teacher_is_a_teacher(tmp_path, monkeypatch):
+    (block,) = blocks("docs/extending.md", "python", "# mymodels.py")
+    (tmp_path / "mymodels.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)
+    (command,) = blocks("docs/extending.md", "sh", "torch:mymodels")
+    words = shlex.split(command)
+    teacher = load_teacher(words[words.index("--teacher") + 1])
+    grey = torch.full((2, 3, 224, 224), 128, dtype=torch.uint8)
+    embedding = teacher({"images": grey})["embedding"]
+    assert embedding.shape == (2, 6)
+    torch.testing.assert_close(embedding[:, 3:], torch.zeros(2, 3), rtol=0, atol=1e-5)
+    monkeypatch.delitem(sys.modules, "mymodels")
+
+
+def test_own_objective_is_smooth_l1():
+    (block,) = blocks("docs/extending.md", "python", "class SmoothL1")
+    names = {"__name__": "smooth_l1"}
+    exec(block, names)
+    objective = names["SmoothL1"](Dimensions(features=4, targets={"embedding": 3}))
+    assert isinstance(objective, Objective)
+    student, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    batch = Batch(inputs={}, targets={"embedding": teacher}, labels=torch.zeros(5).long(), rows=torch.arange(5))
+    torch.testing.assert_close(objective({"embedding": student}, batch), F.smooth_l1_loss(student, teacher))
