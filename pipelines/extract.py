@@ -3,12 +3,16 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.sources import Source, location, open_data
 from featurecache.types import Json
 from pipelines.describe import count_invalid
 from pipelines.events import Advance, Message, Run, default_device, default_workers
+
+if TYPE_CHECKING:
+    from featurecache.store.layout import PartSpec
+    from featurecache.store.objects import LocalObjects
 
 __all__ = ["extract_cache"]
 
@@ -39,9 +43,8 @@ def extract_cache(
     ones by reason. Raises UsageError, IdentityError if the cache was made from something else, DiskFullError.
     """
     from featurecache.extract import extract, plan_part
-    from featurecache.rows import list_rows, rows_identity
     from featurecache.store.commit import seal
-    from featurecache.store.writer import create_cache, matching_part
+    from featurecache.store.writer import create_cache
     from featurecache.teachers import load_teacher, resolve_name
 
     began = time.monotonic()
@@ -49,28 +52,20 @@ def extract_cache(
     sources = open_data(data, splits=splits, limit=limit, **columns)
     yield Message(f"teacher {_resolved(teacher, resolve_name(teacher))}")
     network = load_teacher(teacher, modality=next(iter(sources.values())).modality, **teacher_options)
-    chosen_device = device or default_device()
-    run_workers = default_workers(chosen_device) if workers is None else workers
     plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
     parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}
     objects = create_cache(out, source={"data": location(data), "limit": limit, **columns})
-    for split, source in sources.items():  # refuse before anything is written
-        matching_part(objects, split, "rows", rows_identity(source))
-        matching_part(objects, split, "teacher", parts[split].identity)
+    yield from _list(objects, sources, parts)
+    chosen = device or default_device()
+    loaders = default_workers(chosen) if workers is None else workers
     for split, source in sources.items():
-        for shard in list_rows(source, objects, split):
-            yield Advance(f"list {split}", shard.stop, len(source))
-    for split, source in sources.items():
-        run = extract(
-            network,
-            source,
-            objects,
-            parts[split],
-            batch_size=batch_size,
-            workers=_worthwhile(run_workers, source),
-            device=chosen_device,
-        )
-        for progress in run:
+        # starting processes for a few samples takes longer than decoding them
+        loading: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": loaders if len(source) > 256 else 0,
+            "device": chosen,
+        }
+        for progress in extract(network, source, objects, parts[split], **loading):
             facts = {"invalid": sum(progress.invalid.values())} if progress.invalid else {}
             yield Advance(f"extract {split}", progress.done, progress.total, facts=facts)
     sealed = seal(objects)
@@ -83,16 +78,24 @@ def extract_cache(
     }
 
 
+def _list(objects: "LocalObjects", sources: Mapping[str, Source], parts: "Mapping[str, PartSpec]") -> Run[None]:
+    """Write the rows of every split, once nothing that stands there speaks against it. Raises IdentityError."""
+    from featurecache.rows import list_rows, rows_identity
+    from featurecache.store.writer import matching_part
+
+    for split, source in sources.items():
+        matching_part(objects, split, "rows", rows_identity(source))
+        matching_part(objects, split, "teacher", parts[split].identity)
+    for split, source in sources.items():
+        for shard in list_rows(source, objects, split):
+            yield Advance(f"list {split}", shard.stop, len(source))
+
+
 def _resolved(given: str, full: str) -> str:
     return full if given == full else f"{given} -> {full}"
 
 
-def _worthwhile(workers: int, source: Source) -> int:
-    """Starting processes for a few samples takes longer than decoding them."""
-    return workers if len(source) > 256 else 0
-
-
-def _count(objects: Any, identity: Json, split: str) -> Json:
+def _count(objects: "LocalObjects", identity: Json, split: str) -> Json:
     from featurecache.store.commit import read_records
     from featurecache.store.writer import matching_part
 

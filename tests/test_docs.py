@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -66,11 +67,10 @@ def test_own_teacher_is_a_teacher(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mymodels")
 
 
-def test_own_objective_is_smooth_l1():
+def test_own_objective_is_smooth_l1(tmp_path):
     (block,) = blocks("docs/extending.md", "python", "class SmoothL1")
-    names = {"__name__": "smooth_l1"}
-    exec(block, names)
-    objective = names["SmoothL1"](Dimensions(features=4, targets={"embedding": 3}))
+    (tmp_path / "smooth_l1.py").write_text(block)
+    objective = runpy.run_path(str(tmp_path / "smooth_l1.py"))["SmoothL1"](Dimensions(features=4, targets={"embedding": 3}))
     assert isinstance(objective, Objective)
     student, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     batch = Batch(inputs={}, targets={"embedding": teacher}, labels=torch.zeros(5).long(), rows=torch.arange(5))
