@@ -4,9 +4,7 @@ import contextlib
 import math
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featurecache.background import BackgroundWriter
 from featurecache.encodings import Encoding, make_encoding
 from featurecache.errors import IdentityError, UnknownNameError, UsageError
 from featurecache.fingerprint import hash_json
@@ -23,7 +22,7 @@ from featurecache.rows import listed_contents, rows_identity
 from featurecache.sources.base import Source
 from featurecache.store.layout import FORMAT, REASON, VALID, EncodedOutput, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
-from featurecache.store.writer import CacheWriter, ShardWriter, matching_part
+from featurecache.store.writer import CacheWriter, matching_part
 from featurecache.teachers.base import Teacher
 from featurecache.types import ArraySpec, Json, Reason
 
@@ -34,8 +33,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.
 
 _INPUT_HASH = ArraySpec("input_hash", "uint64")
 _SHARED_ARRAYS = (VALID, REASON, _INPUT_HASH)
-_MOST_UNWRITTEN = 4
-"""Batches that may wait for the disk: more would only use memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ def extract(
     done, invalid = total - batches.rows, dict.fromkeys(Reason, 0)
     loaded = load(source, teacher.input, batches, workers=workers, hash_inputs=True, pin_memory=cuda)
     yield Progress(done, total, {})
-    with _Background(writer) as background:
+    with BackgroundWriter(writer) as background:
         for batch, shard in zip(loaded, batches.shards(), strict=False):
             _check_unchanged(batch, contents, source)
             rows = run(batch)
@@ -195,53 +192,6 @@ class _Forward:
         if self._autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, self._autocast)
-
-
-class _Background:
-    """Appends and commits in one thread, in order, at most a few batches behind; its errors surface in the caller."""
-
-    def __init__(self, writer: CacheWriter) -> None:
-        self._writer = writer
-        self._executor = ThreadPoolExecutor(1, "writer")
-        self._waiting: deque[Future[None]] = deque()
-        self._open: ShardWriter | None = None
-        self._rows = 0
-        self._failed = False
-
-    def __enter__(self) -> "_Background":  # noqa: PYI034 - beartype cannot check Self
-        return self
-
-    def append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
-        """Queue one batch; commits the shard after its last row."""
-        self._submit(lambda: self._append(shard, rows))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                while self._waiting:
-                    self._waiting.popleft().result()
-        finally:
-            self._executor.shutdown(cancel_futures=True)
-            if self._open is not None:
-                self._open.discard()
-
-    def _submit(self, work: Callable[[], None]) -> None:
-        self._waiting.append(self._executor.submit(work))
-        while len(self._waiting) > _MOST_UNWRITTEN or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
-
-    def _append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
-        if self._failed:
-            return  # a shard with a hole must never be filled up by what was queued behind it
-        self._failed = True
-        if self._open is None:
-            self._open, self._rows = self._writer.open(shard), 0
-        self._open.append(rows)
-        self._rows += len(rows["valid"])
-        if self._rows == shard.rows:
-            self._open.commit()
-            self._open = None
-        self._failed = False
 
 
 def _by_length(inputs: Inputs, batch_size: int) -> Iterator[tuple[np.ndarray, Inputs]]:

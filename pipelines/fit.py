@@ -104,6 +104,8 @@ def _check(mode: str, out: Path, *, weights: str | None, epochs: float, batch_si
     if not 0 < epochs < math.inf or batch_size < 1:
         given = f"{epochs:g} of {batch_size} samples"
         raise UsageError(f"training needs more than 0 epochs of batches, and an end, not {given}")
+    if out.is_file():
+        raise UsageError(f"{out} is a file", hint="give --out a folder that is not there yet")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", hint="choose another --out")
 

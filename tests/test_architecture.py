@@ -14,7 +14,7 @@ FLOORS = [
     ["featurecache.registry"],
     ["featurecache.inputs", "featurecache.sources", "featurecache.teachers", "featurecache.encodings"],
     ["featurecache.loader", "featurecache.store"],
-    ["featurecache.rows", "featurecache.extract"],
+    ["featurecache.rows", "featurecache.background", "featurecache.extract"],
     ["student"],
     ["pipelines"],
     ["pipelines.cli"],

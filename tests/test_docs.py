@@ -70,7 +70,8 @@ def test_own_teacher_is_a_teacher(tmp_path, monkeypatch):
 def test_own_objective_is_smooth_l1(tmp_path):
     (block,) = blocks("docs/extending.md", "python", "class SmoothL1")
     (tmp_path / "smooth_l1.py").write_text(block)
-    objective = runpy.run_path(str(tmp_path / "smooth_l1.py"))["SmoothL1"](Dimensions(features=4, targets={"embedding": 3}))
+    smooth_l1 = runpy.run_path(str(tmp_path / "smooth_l1.py"))["SmoothL1"]
+    objective = smooth_l1(Dimensions(features=4, targets={"embedding": 3}))
     assert isinstance(objective, Objective)
     student, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     batch = Batch(inputs={}, targets={"embedding": teacher}, labels=torch.zeros(5).long(), rows=torch.arange(5))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache import extract as extract_module
+from featurecache import background
 from featurecache.errors import BadSampleError, DiskFullError, IdentityError, UnknownNameError, UsageError
 from featurecache.extract import extract, plan_part
 from featurecache.inputs import ImageInput
@@ -205,8 +205,8 @@ def test_a_batch_that_could_not_be_written_leaves_no_gap(tmp_path, monkeypatch, 
         real(self, rows)
 
     monkeypatch.setattr(ShardWriter, "append", append)
-    monkeypatch.setattr(extract_module, "_MOST_UNWRITTEN", 1000)
-    monkeypatch.setattr(extract_module.Future, "done", lambda self: False)  # the caller notices only at the end
+    monkeypatch.setattr(background, "_MOST_UNWRITTEN", 1000)
+    monkeypatch.setattr(background.Future, "done", lambda self: False)  # the caller notices only at the end
     with pytest.raises(DiskFullError):
         list(run(tmp_path, SyntheticImages(100), batch_size=4))
     assert len(calls) == 8
