@@ -3,8 +3,8 @@
     python benchmarks/few_labels.py DATA OUT [--labels 500] [--steps 1500] [--seeds 0,1,2]
 
 DATA is a folder with a train and a test text file (`text` and `label` columns). The teacher is MiniLM; its logits come
-from a linear probe that sees the same few labels as the student alone. Nothing is chosen here on the test part; what was
-chosen elsewhere is said in docs/results.md. Prints a table, and as the last line one JSON object.
+from a linear probe that sees the same few labels as the student alone. Nothing is chosen here on the test part; what
+was chosen elsewhere is said in docs/results.md. Prints a table, and as the last line one JSON object.
 """
 
 import argparse
