@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Modality = Literal["image", "text"]
-Dtype = Literal["float32", "float16", "uint8", "uint16", "uint64", "int32", "int64"]
+Dtype = Literal["float32", "float16", "int8", "uint8", "uint16", "uint64", "int32", "int64"]
 Decoded: TypeAlias = "np.ndarray | str"
 Json: TypeAlias = Any
 
@@ -98,6 +98,13 @@ class ArraySpec:
     def row_bytes(self) -> int:
         """Bytes of one row; of the longest possible one in a ragged array."""
         return math.prod(self.shape) * max(self.longest, 1) * np.dtype(self.dtype).itemsize
+
+    @property
+    def fill(self) -> int | float:
+        """What stands where there is no value: NaN for floats, -128 for int8, 0 for others."""
+        if np.dtype(self.dtype).kind == "f":
+            return math.nan
+        return -128 if self.dtype == "int8" else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featurecache.types import ArraySpec, Dtype, OutputSpec
 
-__all__ = ["Dense"]
+__all__ = ["Dense", "value_array"]
 
 
 class Dense:
@@ -17,11 +17,7 @@ class Dense:
         self.spec: str = dtype
         self._name = output.name
         self._dtype = getattr(torch, dtype)
-        axis = "class" if output.name == "logits" else "feature"
-        dimensions = (
-            (axis,) if len(output.shape) == 1 else tuple(f"axis{number}" for number in range(len(output.shape)))
-        )
-        self.arrays = (ArraySpec(output.name, dtype, output.shape, dimensions),)
+        self.arrays = (value_array(output, dtype),)
 
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         """(batch, *shape) floating point -> the same in this dtype; what overflows becomes infinite."""
@@ -30,3 +26,10 @@ class Dense:
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """(batch, *shape) float32."""
         return arrays[self._name].float()
+
+
+def value_array(output: OutputSpec, dtype: Dtype) -> ArraySpec:
+    """The array that has the output's own name and shape."""
+    axis = "class" if output.name == "logits" else "feature"
+    numbered = tuple(f"axis{number}" for number in range(len(output.shape)))
+    return ArraySpec(output.name, dtype, output.shape, (axis,) if len(output.shape) == 1 else numbered)
