@@ -1,4 +1,4 @@
-"""Where samples come from: folders of images, webdataset tars, text files, and data that needs no download."""
+"""Where samples come from: images in folders, webdataset tars, texts, tables, the web, and data made up here."""
 
 from featurecache.registry import Registry
 from featurecache.sources.base import Source
@@ -6,8 +6,11 @@ from featurecache.sources.decode import decode
 from featurecache.sources.digits import Digits
 from featurecache.sources.image_folder import ImageFolder
 from featurecache.sources.limited import Limited
+from featurecache.sources.parquet_files import ParquetTable
+from featurecache.sources.remote_tars import RemoteTars
 from featurecache.sources.resolve import location, open_data
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
+from featurecache.sources.tabular import Tabular
 from featurecache.sources.tar_shards import TarShards
 from featurecache.sources.text_files import TextFiles
 
@@ -16,9 +19,12 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Limited",
+    "ParquetTable",
+    "RemoteTars",
     "Source",
     "SyntheticImages",
     "SyntheticTexts",
+    "Tabular",
     "TarShards",
     "TextFiles",
     "decode",
@@ -30,7 +36,9 @@ SOURCES = Registry[Source](
     "source",
     image_folder="featurecache.sources.image_folder:ImageFolder",
     tar_shards="featurecache.sources.tar_shards:TarShards",
+    remote_tars="featurecache.sources.remote_tars:RemoteTars",
     text_files="featurecache.sources.text_files:TextFiles",
+    tabular="featurecache.sources.tabular:Tabular",
     digits="featurecache.sources.digits:Digits",
     synthetic="featurecache.sources.synthetic:SyntheticImages",
     synthetic_text="featurecache.sources.synthetic:SyntheticTexts",

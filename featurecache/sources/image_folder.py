@@ -6,7 +6,8 @@ from pathlib import Path
 
 from featurecache.errors import SourceError
 from featurecache.fingerprint import hash_rows
-from featurecache.sources.listing import check_keys, index_labels
+from featurecache.sources.listing import LabelColumn, check_keys
+from featurecache.sources.packed import Keys
 from featurecache.types import Modality, Reason, Sample
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFolder", "find_images"]
@@ -24,23 +25,23 @@ class ImageFolder:
     """
 
     modality: Modality = "image"
-    keys: Sequence[str]
 
     def __init__(self, root: str | Path, *, class_names: Sequence[str] | None = None) -> None:
         self.root = Path(root).resolve()
         try:
-            self.keys = sorted(find_images(self.root))
+            keys = Keys.of(sorted(find_images(self.root)))
         except OSError as error:
             raise SourceError(
                 f"cannot list {root}: {error.strerror}", hint="choose a folder that can be read"
             ) from None
-        if not self.keys:
+        if not keys:
             raise SourceError(
                 f"no images below {root}", hint=f"files of these kinds are used: {' '.join(IMAGE_SUFFIXES)}"
             )
-        check_keys(self.keys, lambda index: str(self.root), hint="rename one of them")
-        folders = [key.partition("/")[0] if "/" in key else None for key in self.keys]
-        self.labels, self.class_names = index_labels(folders, class_names, self.keys.__getitem__)
+        check_keys(keys, lambda index: str(self.root), hint="rename one of them")
+        folders = LabelColumn(key.partition("/")[0] if "/" in key else None for key in keys)
+        self.labels, self.class_names = folders.indices(class_names, keys.__getitem__)
+        self.keys: Sequence[str] = keys
 
     def __len__(self) -> int:
         return len(self.keys)

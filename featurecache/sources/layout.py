@@ -12,7 +12,7 @@ from featurecache.errors import SourceError
 from featurecache.sources.image_folder import find_images
 from featurecache.sources.text_records import TEXT_FORMATS
 
-__all__ = ["Layout", "Place", "data_names", "find_layout", "group_files", "split_name"]
+__all__ = ["Layout", "Place", "data_names", "find_layout", "group_files", "split_name", "split_of_tar"]
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 _SPLITS = ("train", "val", "test", *_ALIASES)
@@ -20,10 +20,10 @@ _IMAGENET = (Path("ILSVRC/Data/CLS-LOC"), Path("Data/CLS-LOC"))
 _PAPERWORK = ("readme", "license", "licence", "notice", "changelog")
 """Stems of .txt files that are not data."""
 
-_SHARD_NUMBER = re.compile(r"(^|[-_.])\d+(-of-\d+)?$")
+_SHARD_NUMBER = re.compile(r"(^|[-_.])\d+(-of-\d+(-[0-9a-f]{16})?)?$")
 _SPLIT_WORD = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLITS)})$")
 
-Kind = Literal["image-folder", "tar-shards", "text-files"]
+Kind = Literal["image-folder", "tar-shards", "text-files", "parquet-files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,18 @@ def group_files(files: Iterable[Path]) -> Layout:
     for file in sorted(set(files)):
         name = _parse(file)
         if name is None:
-            kinds_known = ", ".join((".tar", *TEXT_FORMATS))
+            kinds_known = ", ".join((".tar", *TEXT_FORMATS, ".parquet"))
             raise SourceError(f"{file} is of no known kind", hint=f"known files: {kinds_known}; or a folder of images")
         if kinds.setdefault(name.split, name.kind) != name.kind:
             raise SourceError(f"{file} and {splits[name.split][0]} are of two kinds", hint="name the files of one kind")
         splits[name.split].append(file)
     return {split: Place(kinds[split], tuple(members)) for split, members in splits.items()}
+
+
+def split_of_tar(file: Path) -> str | None:
+    """The split in the name of a .tar, "train" where there is none; None for another kind of file."""
+    name = _parse(file)
+    return name.split if name and name.kind == "tar-shards" else None
 
 
 def data_names(folder: Path) -> set[str]:
@@ -107,6 +113,8 @@ def _folder_layout(folder: Path) -> Layout:
     if any(_has_images(inner) for inner in _folders(folder)):  # files beside class folders describe them
         return {"train": Place("image-folder", (folder,))}
     layout = _one_kind(folder, [file for file, _ in _data_files(folder)])
+    if not layout and (folder / "data").is_dir() and not _has_images(folder):  # a repository of the Hugging Face hub
+        return _folder_layout(folder / "data")
     return layout or ({"train": Place("image-folder", (folder,))} if _has_images(folder) else {})
 
 
@@ -157,6 +165,8 @@ def _parse(file: Path) -> _Name | None:
         kind: Kind = "tar-shards"
     elif suffix in TEXT_FORMATS:
         kind = "text-files"
+    elif suffix == ".parquet" and not file.name.endswith(".gz"):
+        kind = "parquet-files"
     else:
         return None
     stem = _SHARD_NUMBER.sub("", _base(file))

@@ -1,14 +1,17 @@
 """What every source lists when it is opened: keys that are unique, and labels as indices into class names."""
 
 import re
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from featurecache.errors import SourceError
+from featurecache.fingerprint import key_hash
+from featurecache.sources.packed import Keys
 from featurecache.types import NO_LABEL
 
-__all__ = ["MAX_CLASSES", "check_keys", "index_labels", "numbers_as_indices"]
+__all__ = ["MAX_CLASSES", "LabelColumn", "check_keys", "find_repeated", "index_labels", "numbers_as_indices"]
 
 MAX_CLASSES = 1_000_000
 """A larger integer label is taken for an identifier: names are made for every index up to the largest."""
@@ -16,17 +19,58 @@ MAX_CLASSES = 1_000_000
 _WHOLE_NUMBER = re.compile(r"-1|0|[1-9][0-9]*")
 
 
-def check_keys(keys: Sequence[str], place: Callable[[int], str], *, hint: str) -> None:
+def check_keys(keys: Keys, place: Callable[[int], str], *, hint: str) -> None:
     """Raises SourceError where two samples share a key, or a key is not valid text; `place(index)` says where."""
-    first: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        other = first.setdefault(key, index)
-        if other != index:
-            raise SourceError(f"{place(other)} and {place(index)} have the same key {key!r}", hint=hint)
+    for index, key in enumerate(keys.packed):
         try:
-            key.encode()
-        except UnicodeEncodeError:
-            raise SourceError(f"{place(index)}: the name {key!r} is not valid UTF-8", hint="rename it") from None
+            key.decode()
+        except UnicodeDecodeError:
+            raise SourceError(
+                f"{place(index)}: the name {keys[index]!r} is not valid UTF-8", hint="rename it"
+            ) from None
+    if pair := find_repeated(keys):
+        first, second = pair
+        raise SourceError(f"{place(first)} and {place(second)} have the same key {keys[first]!r}", hint=hint)
+
+
+def find_repeated(keys: Keys) -> tuple[int, int] | None:
+    """Two rows with the same key, or None; by hashes of 16 bytes, since a set of strings takes ten times as much."""
+    buffer = bytearray()
+    for key in keys:
+        buffer += key_hash(key)
+    hashes = np.frombuffer(buffer, "S16")
+    in_order = np.sort(hashes)
+    repeated = np.flatnonzero(in_order[1:] == in_order[:-1])
+    if not repeated.size:
+        return None
+    first = min(int(np.flatnonzero(hashes == in_order[at])[0]) for at in repeated[:100])
+    return first, int(np.flatnonzero(hashes == hashes[first])[1])
+
+
+class LabelColumn:
+    """The labels of a source as they are read: each distinct one is kept once, and a row is its number."""
+
+    def __init__(self, labels: Iterable[str | int | None] = ()) -> None:
+        self._numbers: dict[str | int, int] = {}
+        self._rows = array("i")
+        for label in labels:
+            self.append(label)
+
+    def append(self, label: str | int | None) -> None:
+        """The next row's label: a class name, an index, or None."""
+        nothing = label is None or label == NO_LABEL
+        self._rows.append(-1 if nothing else self._numbers.setdefault(label, len(self._numbers)))  # type: ignore[arg-type]
+
+    def indices(
+        self, class_names: Sequence[str] | None, place: Callable[[int], str], *, untyped: bool = False
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """What `index_labels` gives for all rows; `untyped` labels are texts that may stand for numbers."""
+        rows = np.frombuffer(self._rows, np.int32)
+        distinct: Sequence[str | int | None] = list(self._numbers)
+        if untyped:
+            distinct = numbers_as_indices(distinct, class_names)
+        found, names = index_labels(distinct, class_names, lambda number: place(int(np.argmax(rows == number))))
+        return np.append(found, NO_LABEL)[rows], names
 
 
 def index_labels(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featurecache.errors import SourceError
 
-__all__ = ["expand_pattern", "is_pattern"]
+__all__ = ["expand_pattern", "expand_urls", "is_pattern"]
 
 _MAX_FILES = 100_000
 """A pattern that stands for more is a slip of the pen, or an attack by a cache that says where its data is."""
@@ -36,6 +36,14 @@ def expand_pattern(text: str) -> list[Path]:
     if not files:
         raise SourceError(f"no file matches {text!r}", hint="a pattern names files; a folder is given by its own path")
     return files
+
+
+def expand_urls(text: str) -> list[str]:
+    """The URLs that one with braces stands for, in the pattern's order. Raises SourceError for wildcards."""
+    if "*" in text:
+        hint = "the web cannot be listed: write the numbers, x-{000000..000146}.tar"
+        raise SourceError(f"{text!r} has a wildcard", hint=hint)
+    return _expand_braces(text)
 
 
 def _expand_braces(text: str) -> list[str]:

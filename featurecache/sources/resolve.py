@@ -6,18 +6,24 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 from featurecache.errors import SourceError
 from featurecache.sources.base import Source
-from featurecache.sources.digits import Digits
-from featurecache.sources.image_folder import ImageFolder
-from featurecache.sources.layout import Place, data_names, find_layout, group_files, split_name
+from featurecache.sources.hub_datasets import parse_name
+from featurecache.sources.layout import data_names, find_layout, group_files, split_name
 from featurecache.sources.limited import Limited
-from featurecache.sources.patterns import expand_pattern, is_pattern
-from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
-from featurecache.sources.tar_shards import TarShards
-from featurecache.sources.text_files import TextFiles
+from featurecache.sources.openings import (
+    Opening,
+    Openings,
+    digits,
+    from_hub,
+    from_layout,
+    from_urls,
+    imagenet,
+    synthetic,
+)
+from featurecache.sources.patterns import expand_pattern, expand_urls, is_pattern
 from featurecache.sources.text_records import Columns
 
 __all__ = ["location", "open_data"]
@@ -25,12 +31,11 @@ __all__ = ["location", "open_data"]
 _BUILT_IN = re.compile(r"(digits)|(synthetic|synthetic-text)(?::(\d{1,9}))?")
 _BUILT_IN_NAMES = ("digits", "synthetic", "synthetic-text")
 _SYNTHETIC_COUNT = 1000
-_REMOTE = re.compile(r"(hf|pipe):|[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME = re.compile(r"(pipe|hf):|([A-Za-z][A-Za-z0-9+.-]*)://")
 _NAMED = re.compile(r"([^=/]+)=(.+)", re.DOTALL)
 _NAME = re.compile(r"\w[\w.-]*")
 _FIRST = ("train", "val", "test")
 
-_Found: TypeAlias = "dict[str, Place | Source]"
 Value = TypeVar("Value")
 
 
@@ -46,6 +51,7 @@ def open_data(
     text_column: str = "text",
     label_column: str = "label",
     id_column: str = "id",
+    image_column: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Source]:
     """The splits of a data set: train, val and test first, others sorted; all count classes as the train split does.
@@ -55,20 +61,25 @@ def open_data(
     | "digits", "synthetic[:COUNT]" | built in, as is "synthetic-text[:COUNT]"                                |
     | "NAME"                        | `$FC_DATA/NAME` as a folder, or NAME.tar, NAME-train-000000.tar, ...    |
     | "FOLDER"                      | class folders; or train, val, test; or tars or texts named with a split |
-    | "FILE", "FOLDER/STEM"         | one .tar, .jsonl, .csv or .txt (.gz); or all the files with that stem   |
+    | "FILE", "FOLDER/STEM"         | a .tar, .parquet, .jsonl, .csv, .txt (.gz); or all files with that stem |
     | "x-{000..146}.tar", "*.jsonl" | a pattern, quoted from the shell                                        |
+    | "https://host/x-{0..9}.tar"   | tars on the web, which are fetched one by one                           |
+    | "hf:NAME[@REVISION][:CONFIG]" | a data set of the `datasets` library; hf:./FOLDER for a local one       |
+    | "imagenet"                    | `$FC_DATA/imagenet`, else ImageNet-1k's tars from the hub               |
     | ["train=A", "test=B"]         | each of the above as one named split                                    |
 
-    `splits` selects some, `limit` keeps the first samples of each. Raises SourceError, whose hint says what to type.
+    `splits` selects some, and nothing is fetched for the others; `limit` keeps the first samples of each;
+    `image_column` is for tables, where it is found by itself if there is one. Raises SourceError, whose hint says what
+    to type.
     """
-    columns = Columns(text=text_column, label=label_column, id=id_column)
+    columns = Columns(text=text_column, label=label_column, id=id_column, image=image_column)
     try:
-        opened = _open_all(_entries(spec), columns)
+        found = _in_order(_find_all(_entries(spec)))
+        wanted = set(found) if splits is None else _select(splits, found)
+        opened = _open_all(found, wanted, columns)
     except OSError as error:
         raise SourceError(f"{spec} cannot be read: {error}", hint="choose data that can be read") from error
-    if splits is not None:
-        wanted = _select(splits, opened)
-        opened = {split: source for split, source in opened.items() if split in wanted}
+    opened = {split: source for split, source in opened.items() if split in wanted}
     return opened if limit is None else {split: Limited(source, limit) for split, source in opened.items()}
 
 
@@ -93,18 +104,28 @@ def _entries(spec: str | Sequence[str]) -> list[_Entry]:
     return entries
 
 
-def _open_all(entries: list[_Entry], columns: Columns) -> dict[str, Source]:
+def _find_all(entries: list[_Entry]) -> Openings:
     if entries[0].split is not None:
-        found = {str(entry.split): _only(_find(entry.text), entry) for entry in entries}
-    elif len(entries) == 1:
-        found = _find(entries[0].text)
-    else:  # a pattern that the shell has expanded
-        found = dict(group_files(file for entry in entries for file in expand_pattern(entry.text)))
+        return {str(entry.split): _only(_find(entry.text), entry) for entry in entries}
+    if len(entries) == 1:
+        return _find(entries[0].text)
+    if all(_is_url(entry.text) for entry in entries):
+        return from_urls(url for entry in entries for url in expand_urls(entry.text))
+    for entry in entries:
+        if _scheme(entry.text):
+            raise SourceError(f"{entry.text} stands among other data", hint="name the splits: train=A test=B")
+    # a pattern that the shell has expanded
+    return from_layout(group_files(file for entry in entries for file in expand_pattern(entry.text)))
+
+
+def _open_all(found: Openings, wanted: set[str], columns: Columns) -> dict[str, Source]:
+    """The wanted splits, and those before them that need no network: the first one gives the class names."""
     opened: dict[str, Source] = {}
     class_names: tuple[str, ...] = ()
-    for split, place in _in_order(found).items():
-        opened[split] = _open(place, columns, class_names or None) if isinstance(place, Place) else place
-        class_names = class_names or opened[split].class_names
+    for split, opening in found.items():
+        if split in wanted or not opening.must_fetch():
+            opened[split] = opening.open(columns, class_names or None)
+            class_names = class_names or opened[split].class_names
     _check_agreement(opened)
     return opened
 
@@ -117,53 +138,36 @@ def _check_agreement(opened: Mapping[str, Source]) -> None:
             raise SourceError(f"the splits differ in {facts}: {listed}", hint="name splits of one data set")
 
 
-def _open(place: Place, columns: Columns, class_names: Sequence[str] | None) -> Source:
-    if place.kind == "image-folder":
-        return ImageFolder(place.paths[0], class_names=class_names)
-    if place.kind == "tar-shards":
-        return TarShards(place.paths, class_names=class_names)
-    return TextFiles(
-        place.paths,
-        text_column=columns.text,
-        label_column=columns.label,
-        id_column=columns.id,
-        class_names=class_names,
-    )
-
-
-def _find(text: str) -> _Found:
-    _refuse_remote(text)
+def _find(text: str) -> Openings:
+    if _scheme(text) == "hf":
+        return from_hub(parse_name(text))
+    if _scheme(text):
+        return from_urls(expand_urls(text))
     home = _in_data_home(text)
-    if home and (found := find_layout(home)):
-        return dict(found)
+    if home and (layout := find_layout(home)):
+        return from_layout(layout)
     if built_in := _BUILT_IN.fullmatch(text):
-        return dict(_built_in(built_in))
+        return digits() if built_in[1] else synthetic(built_in[2], int(built_in[3] or _SYNTHETIC_COUNT))
     path = _path(text)
-    found = group_files(expand_pattern(str(path))) if is_pattern(path) else find_layout(path)
-    if not found:
+    if text == "imagenet" and not path.exists():
+        return imagenet("$FC_DATA/imagenet" if home else "$FC_DATA/imagenet (FC_DATA is not set now)")
+    layout = group_files(expand_pattern(str(path))) if is_pattern(path) else find_layout(path)
+    if not layout:
         raise _nothing(text, path)
-    return dict(found)
+    return from_layout(layout)
 
 
-def _built_in(name: re.Match[str]) -> dict[str, Source]:
-    if name[1]:
-        return {"train": Digits("train"), "test": Digits("test")}
-    count = int(name[3] or _SYNTHETIC_COUNT)
-    make = SyntheticImages if name[2] == "synthetic" else SyntheticTexts
-    return {"train": make(count), "test": make(max(1, count // 4), seed=1)}
-
-
-def _only(found: _Found, entry: _Entry) -> "Place | Source":
+def _only(found: Openings, entry: _Entry) -> Opening:
     """What a named split is read from: all there is, or what has that name among several."""
     if len(found) > 1 and entry.split not in found:
         raise SourceError(f"{entry.text} holds several splits: {', '.join(found)}", hint="give the path of one of them")
     return found[str(entry.split)] if len(found) > 1 else next(iter(found.values()))
 
 
-def _select(wanted: Sequence[str], opened: Mapping[str, Source]) -> set[str]:
+def _select(wanted: Sequence[str], found: Openings) -> set[str]:
     names = {split_name(name) for name in wanted}
-    for name in sorted(names - set(opened)):
-        raise SourceError(f"there is no split {name!r}", hint=f"there are: {', '.join(opened)}")
+    for name in sorted(names - set(found)):
+        raise SourceError(f"there is no split {name!r}", hint=f"there are: {', '.join(found)}")
     return names
 
 
@@ -182,19 +186,36 @@ def _in_data_home(text: str) -> Path | None:
 
 
 def _absolute(text: str) -> str:
-    _refuse_remote(text)
+    scheme = _scheme(text)
+    if scheme:
+        # the query of an address may be a signature that opens it, and caches are shared
+        return str(parse_name(text)) if scheme == "hf" else text.partition("?")[0]
     home = _in_data_home(text)
     if home and find_layout(home):
         return os.path.abspath(home)
-    return text if _BUILT_IN.fullmatch(text) else os.path.abspath(_path(text))
+    built_in = _BUILT_IN.fullmatch(text) or (text == "imagenet" and not _path(text).exists())
+    return text if built_in else os.path.abspath(_path(text))
 
 
-def _refuse_remote(text: str) -> None:
-    if remote := _REMOTE.match(text):
-        what = "a command is never run for data" if remote[1] == "pipe" else "remote data is not supported yet"
-        raise SourceError(f"{text!r} is refused: {what}", hint="download it, then give the local folder or files")
-    if text.lower().endswith(".parquet"):
-        raise SourceError(f"{text}: .parquet is not supported yet", hint="convert it to .jsonl")
+def _scheme(text: str) -> str:
+    """ "hf", "http", "https", or "" for what is local. Raises SourceError for every other way to name data."""
+    match = _SCHEME.match(text)
+    if match is None:
+        return ""
+    scheme = (match[1] or match[2]).lower()
+    if scheme == "pipe":
+        raise SourceError(f"{text!r} is refused: a command is never run for data", hint="run it, then give its files")
+    if scheme not in ("hf", "http", "https"):
+        hint = "download it first, then give the local folder or files; tars are also read over https"
+        raise SourceError(f"{text!r} is refused: data is not read over {scheme}:// yet", hint=hint)
+    if scheme != "hf" and "@" in text.partition("//")[2].partition("/")[0]:
+        hint = "a cache remembers where its data was: give an address without a password"
+        raise SourceError("an address with a user name or password is refused", hint=hint)
+    return scheme
+
+
+def _is_url(text: str) -> bool:
+    return _scheme(text) in ("http", "https")
 
 
 def _nothing(text: str, path: Path) -> SourceError:
@@ -206,5 +227,6 @@ def _nothing(text: str, path: Path) -> SourceError:
     guess = f"did you mean {near[0]!r}? " if near else ""
     where = f"{home!r} now" if home else "not set now; it is the folder of your data sets"
     place = f"put the data at $FC_DATA/{text} (FC_DATA is {where}), or give a path" if _NAME.fullmatch(text) else ""
-    hint = guess + (place or "check the path; names are looked up in $FC_DATA")
+    other = "; hf:NAME opens a data set of the Hugging Face hub"
+    hint = guess + (place + other if place else "check the path; names are looked up in $FC_DATA")
     return SourceError(f"no data set at {text!r}; built in are {', '.join(_BUILT_IN_NAMES)}", hint=hint)

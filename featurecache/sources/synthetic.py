@@ -10,6 +10,7 @@ from PIL import Image
 
 from featurecache.errors import SourceError
 from featurecache.fingerprint import hash_rows
+from featurecache.sources.packed import Keys
 from featurecache.types import Modality, Sample
 
 __all__ = ["SyntheticImages", "SyntheticTexts"]
@@ -90,7 +91,7 @@ class SyntheticTexts:
 def _rows(name: str, count: int, classes: int) -> tuple[Sequence[str], np.ndarray, tuple[str, ...]]:
     if count < 1 or classes < 1:
         raise SourceError(f"no {name} data has {count} samples of {classes} classes", hint="both are at least 1")
-    keys = [f"{name}/{index:06d}" for index in range(count)]
+    keys = Keys.of(f"{name}/{index:06d}" for index in range(count))
     return keys, np.arange(count, dtype=np.int64) % classes, tuple(f"class-{label}" for label in range(classes))
 
 

@@ -1,6 +1,7 @@
 """Texts of .jsonl, .csv and .txt files, plain or gzipped: one sample a record."""
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from featurecache.errors import SourceError
 from featurecache.fingerprint import hash_rows
-from featurecache.sources.listing import check_keys, index_labels, numbers_as_indices
+from featurecache.sources.listing import LabelColumn, check_keys
 from featurecache.sources.open_files import OpenFiles
+from featurecache.sources.packed import Keys, PackedBytes, Packer, narrow
 from featurecache.sources.text_records import Columns, Record, parse_line, read_records, text_format
 from featurecache.types import Modality, Reason, Sample
 
@@ -26,7 +28,6 @@ class TextFiles:
     """
 
     modality: Modality = "text"
-    keys: Sequence[str]
 
     def __init__(
         self,
@@ -41,27 +42,38 @@ class TextFiles:
         self._columns = Columns(text=text_column, label=label_column, id=id_column)
         self._files = OpenFiles(sorted(map(Path, listed), key=lambda path: (path.name, str(path))))
         self._formats = [text_format(path) for path in self._files.paths]
-        self._kept: dict[int, bytes] = {}
-        keys: list[str] = []
-        labels: list[str | int | None] = []
-        rows: list[tuple[int, int, int, int, int]] = []
+        self._kept: dict[int, PackedBytes] = {}
+        keys, labels = Packer(), LabelColumn()
+        starts, lines, offsets, sizes, text_sizes = (array("q") for _ in range(5))
         for file, path in enumerate(self._files.paths):
-            keep = self._formats[file] == ".csv" or path.name.lower().endswith(".gz")
+            kept = Packer() if self._formats[file] == ".csv" or path.name.lower().endswith(".gz") else None
+            starts.append(len(lines))
             for record in read_records(path, self._columns):
-                if keep and record.text is not None:
-                    self._kept[len(rows)] = record.text
-                keys.append(self._key(file, record))
+                keys.append(self._key(file, record).encode())
                 labels.append(record.label)
-                text_size = -1 if record.text is None else len(record.text)
-                rows.append((file, record.line, record.offset, record.size, text_size))
-        if not rows:
+                lines.append(record.line)
+                offsets.append(record.offset)
+                sizes.append(record.size)
+                text_sizes.append(-1 if record.text is None else len(record.text))
+                if kept is not None:
+                    kept.append(record.text or b"")
+            if kept is not None:
+                self._kept[file] = kept.pack()
+        if not lines:
             raise SourceError(f"no texts in {', '.join(map(str, self._files.paths))}", hint="the files are empty")
-        self.keys = keys
-        self._file, self._line, self._offset, self._size, self._text_size = np.array(rows, dtype=np.int64).T.copy()
-        check_keys(self.keys, self._place, hint=self._duplicate_hint())
-        if set(self._formats) == {".csv"}:
-            labels = list(numbers_as_indices(labels, class_names))
-        self.labels, self.class_names = index_labels(labels, class_names, self._place)
+        self._starts = np.array(starts)
+        packed = Keys(keys.pack())
+        self.keys: Sequence[str] = packed
+        self._offset, self._size, self._text_size = (
+            narrow(np.frombuffer(column, np.int64)) for column in (offsets, sizes, text_sizes)
+        )
+
+        def place(row: int) -> str:
+            return f"line {lines[row]} of {self._files.paths[self._file(row)]}"
+
+        check_keys(packed, place, hint=self._duplicate_hint())
+        untyped = set(self._formats) == {".csv"}
+        self.labels, self.class_names = labels.indices(class_names, place, untyped=untyped)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -80,12 +92,12 @@ class TextFiles:
 
     def fingerprint(self) -> str:
         """Hash of every (key, bytes of text)."""
-        return hash_rows(self.keys, np.maximum(self._text_size, 0).tolist())
+        return hash_rows(self.keys, map(int, np.maximum(self._text_size, 0)))
 
     def _text(self, row: int) -> bytes | None:
-        if row in self._kept:
-            return self._kept[row]
-        file = int(self._file[row])
+        file = self._file(row)
+        if file in self._kept:
+            return self._kept[file][row - int(self._starts[file])]
         try:
             line = self._files.read(file, int(self._offset[row]), int(self._size[row]))
         except OSError:
@@ -100,8 +112,8 @@ class TextFiles:
         several = len(self._files.paths) > 1
         return f"{_stem(self._files.paths[file])}/line-{record.line}" if several else f"line-{record.line}"
 
-    def _place(self, index: int) -> str:
-        return f"line {self._line[index]} of {self._files.paths[self._file[index]]}"
+    def _file(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _duplicate_hint(self) -> str:
         return (

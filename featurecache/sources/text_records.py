@@ -12,7 +12,7 @@ from pathlib import Path
 from featurecache.errors import SourceError
 from featurecache.types import Json
 
-__all__ = ["TEXT_FORMATS", "Columns", "Record", "parse_line", "read_records", "text_format"]
+__all__ = ["TEXT_FORMATS", "Columns", "Record", "id_value", "label_value", "parse_line", "read_records", "text_format"]
 
 TEXT_FORMATS = (".jsonl", ".csv", ".txt")
 MAX_UNPACKED_BYTES = 8 * 2**30
@@ -28,6 +28,8 @@ class Columns:
     text: str = "text"
     label: str = "label"
     id: str = "id"
+    image: str | None = None
+    """Only tables have one; None finds it by its name and type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +135,11 @@ def _record(
     path: Path, line: int, fields: Mapping[str, Json], columns: Columns, *, offset: int = 0, size: int = 0
 ) -> Record:
     try:
-        label = _label(fields.get(columns.label))
+        label = label_value(fields.get(columns.label))
     except ValueError as error:
         hint = "a label is a class name or an index; name its column with --label-column"
         raise SourceError(f"{path}, line {line}: {error}", hint=hint) from None
-    text, identity = _text_bytes(fields.get(columns.text)), _identity(fields.get(columns.id))
+    text, identity = _text_bytes(fields.get(columns.text)), id_value(fields.get(columns.id))
     return Record(line=line, text=text, label=label, id=identity, offset=offset, size=size)
 
 
@@ -158,7 +160,8 @@ def _text_bytes(text: Json) -> bytes | None:
         return text.encode(errors="surrogatepass")
 
 
-def _identity(value: Json) -> str | None:
+def id_value(value: Json) -> str | None:
+    """A key from an id: texts and whole numbers are, others give way to a hash of the sample."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     try:
@@ -167,7 +170,8 @@ def _identity(value: Json) -> str | None:
         return None
 
 
-def _label(value: Json) -> str | int | None:
+def label_value(value: Json) -> str | int | None:
+    """A class name or index, or None for what stands for no label. Raises ValueError for anything else."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):

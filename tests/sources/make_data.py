@@ -57,3 +57,19 @@ def huge_png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def write_parquet(
+    path: Path, columns: Mapping[str, object], *, features: Mapping[str, object] | None = None, rows=None
+):
+    """A table; `features` are Hugging Face's notes on its columns, `rows` are those of a row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(dict(columns))
+    if features is not None:
+        notes = json.dumps({"info": {"features": features}}).encode()
+        table = table.replace_schema_metadata({b"huggingface": notes})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows, write_page_checksum=True, write_batch_size=20)
+    return path

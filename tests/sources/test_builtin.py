@@ -111,13 +111,15 @@ def test_limited():
 
 
 def test_the_table_of_sources():
-    assert sorted(SOURCES) == ["digits", "image-folder", "synthetic", "synthetic-text", "tar-shards", "text-files"]
+    assert sorted(SOURCES) == [
+        *("digits", "image-folder", "remote-tars", "synthetic", "synthetic-text", "tabular", "tar-shards", "text-files")
+    ]
     assert SOURCES.get("digits") is Digits and SOURCES.get("synthetic") is SyntheticImages
     with pytest.raises(UnknownNameError, match="did you mean 'digits'"):
         SOURCES.get("digit")
 
 
 def test_importing_sources_is_light():
-    heavy = "{'torch', 'sklearn', 'webdataset', 'torchvision', 'transformers'}"
+    heavy = "{'torch', 'sklearn', 'webdataset', 'transformers', 'pyarrow', 'datasets', 'huggingface_hub', 'httpx2'}"
     code = f"import sys, featurecache.sources; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

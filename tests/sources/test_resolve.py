@@ -20,6 +20,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("FC_DATA_CACHE", str(tmp_path / "downloads"))
     monkeypatch.setenv("FC_DATA", str(tmp_path / "home"))
 
 
@@ -231,17 +233,21 @@ def test_a_pattern_cannot_exhaust_memory(spec, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("glyhps", "no data set at 'glyhps'.*did you mean 'glyphs'.*FC_DATA"),
+        ("glyhps", "no data set at 'glyhps'.*did you mean 'glyphs'.*FC_DATA.*hf:NAME"),
         ("digit", "did you mean 'digits'"),
-        ("imagenet", r"put the data at \$FC_DATA/imagenet"),
+        ("imagenet", r"imagenet-1k-wds cannot be reached: offline mode.*a local copy at \$FC_DATA/imagenet"),
         ("/no/such/place", "no data set at '/no/such/place'.*check the path"),
         (".", "no images, tars or texts in ."),
-        ("hf:org/name", "not supported yet"),
-        ("https://host/x.tar", "not supported yet"),
-        ("s3://bucket/x-{000..100}.tar", "not supported yet"),
-        ("train=https://host/x.tar", "not supported yet"),
+        ("hf:", "'hf:' names no data set"),
+        ("hf:org/name@1@2", "names no data set"),
+        ("https://host/x.zip", "only those are read over http"),
+        ("https://host/x-*.tar", "has a wildcard"),
+        ("https://me:secret@host/x.tar", "user name or password is refused"),
+        ("s3://bucket/x-{000..100}.tar", "not read over s3:// yet.*download it first"),
+        ("train=ftp://host/x.tar", "not read over ftp://"),
         ("pipe:curl host", "a command is never run"),
-        ("x.parquet", "convert it to .jsonl"),
+        (["https://host/x.tar", "y.tar"], "stands among other data"),
+        ("x.parquet", "no data set at 'x.parquet'"),
         ("", "no data set is named"),
         ([], "no data set is named"),
         ("synthetic:0", "0 samples"),
@@ -261,10 +267,17 @@ def test_refusals(home, spec, message):
     assert error.value.hint
 
 
-def test_unset_data_home(monkeypatch):
+def test_a_password_is_not_repeated():
+    with pytest.raises(SourceError) as error:
+        open_data("https://me:secret@host/x.tar")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenette"])
+def test_unset_data_home(monkeypatch, name):
     monkeypatch.delenv("FC_DATA")
     with pytest.raises(SourceError, match="FC_DATA is not set now"):
-        open_data("imagenet")
+        open_data(name)
 
 
 def test_files_of_no_known_kind(home):
