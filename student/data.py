@@ -1,8 +1,9 @@
 """Cached targets and a source's inputs, joined by key into training batches."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
 from featurecache.types import NO_LABEL, SparseLogits
 from student.objectives.base import Batch
+from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
 
-__all__ = ["CachedData", "Joined", "join"]
+__all__ = ["CachedData", "Joined", "TrainingData", "join"]
 
 _BANK = 1
 """Keeps the draws of the bank apart from those of the order."""
@@ -80,6 +82,30 @@ def _cached_labels(reader: CacheReader, class_names: Sequence[str]) -> np.ndarra
     return np.array([*numbers, NO_LABEL], np.int64)[reader.labels]  # the last one is where NO_LABEL points
 
 
+@runtime_checkable
+class TrainingData(Protocol):
+    """What the trainer asks of its data."""
+
+    device: torch.device
+    """Where the batches are."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps [start, stop), each a function of (seed, step)."""
+        ...
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once."""
+        ...
+
+
 class CachedData:
     """Batches over some samples of a source: the student's inputs, their labels, and the targets of a cache's rows.
 
@@ -97,10 +123,14 @@ class CachedData:
         reader: CacheReader | None = None,
         outputs: Sequence[str] = (),
         bank_rows: int = 0,
+        shuffle: Literal["auto"] | Shuffle = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
     ) -> None:
-        """`samples`, `labels` and `rows` are int64 and of equal length: a part of what `join` returns."""
+        """`samples`, `labels` and `rows` are int64 and of equal length: a part of what `join` returns.
+
+        `shuffle` is "global" or, for a cache that does not fit in memory, "blocks"; "auto" looks at what is available.
+        """
         self.source = source
         self.input = network_input
         self.samples, self.labels = samples, labels
@@ -110,6 +140,7 @@ class CachedData:
         self.bank_rows = min(bank_rows, max(samples.size - 1, 0))
         self.device = torch.device(device)
         self.workers = workers
+        self.shuffle: Shuffle = self._shuffle_that_fits() if shuffle == "auto" else shuffle
         self._position = np.full(len(source), -1, np.int64)
         self._position[samples] = np.arange(samples.size)
 
@@ -127,6 +158,7 @@ class CachedData:
             reader=self.reader,
             outputs=self.outputs,
             bank_rows=self.bank_rows,
+            shuffle=self.shuffle,
             device=self.device,
             workers=self.workers,
         )
@@ -136,42 +168,70 @@ class CachedData:
         return max(len(self) // batch_size, 1)
 
     def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps [start, stop). What a step holds is a function of (seed, step) alone."""
-        per_epoch = self.steps_per_epoch(batch_size)
-
-        def plan() -> Iterator[np.ndarray]:
-            epoch, order = -1, np.arange(0)
-            for step in range(start, stop):
-                if step // per_epoch != epoch:
-                    epoch = step // per_epoch
-                    order = np.random.default_rng((seed, epoch)).permutation(len(self))
-                yield order[step % per_epoch * batch_size :][:batch_size]
-
-        for step, batch in enumerate(self._batches(plan()), start):
-            yield self._with_bank(batch, np.random.default_rng((seed, step, _BANK)))
+        """Batches of steps [start, stop). What a step holds is a function of (seed, step) and the shuffle alone."""
+        plan, chosen = itertools.tee(self._plan(batch_size, seed=seed, start=start, stop=stop))
+        batches = self._batches(step.positions for step in plan)
+        for number, (batch, step) in enumerate(zip(batches, chosen, strict=False), start):
+            yield self._with_bank(batch, step, np.random.default_rng((seed, number, _BANK)))
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, in the cache's order."""
         return self._batches(np.arange(at, min(at + batch_size, len(self))) for at in range(0, len(self), batch_size))
 
+    def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator["_Step"]:
+        per_epoch, window = self.steps_per_epoch(batch_size), BLOCK * GROUP
+        blocks = self.shuffle == "blocks"
+        epoch, order, fetched = -1, np.arange(0), 0
+        for step in range(start, stop):
+            at = step % per_epoch * batch_size
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = self._order(seed, epoch)
+                fetched = at // window * window
+            while blocks and fetched < min(at + window, len(order)):  # the next group comes while this one is used
+                self._fetch(order[fetched : fetched + window])
+                fetched += window
+            last = max(min(at, len(order) - window), 0)
+            yield _Step(order[at:][:batch_size], order[last:][:window] if blocks else None)
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        if self.shuffle == "blocks":
+            return block_order(len(self), seed=seed, epoch=epoch, block=BLOCK, group=GROUP)
+        return global_order(len(self), seed=seed, epoch=epoch)
+
+    def _fetch(self, positions: np.ndarray) -> None:
+        if self.reader is not None:
+            self.reader.will_need(self.rows[positions], outputs=self.outputs)
+
+    def _shuffle_that_fits(self) -> Shuffle:
+        if self.reader is None:
+            return "global"
+        part = len(self) / len(self.reader)
+        return choose_shuffle(round(part * self.reader.stored_bytes(self.outputs)), available_memory())
+
     def _batches(self, plan: Iterator[np.ndarray]) -> Iterator[Batch]:
+        targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]] = itertools.repeat({})
+        if self.reader is not None:
+            plan, again = itertools.tee(plan)
+            rows = (self.rows[at] for at in again)
+            targets = self.reader.gather(rows, outputs=self.outputs, device=self.device)
         samples = (self.samples[at] for at in plan)
         pin_memory = self.device.type == "cuda"
         for loaded in load(self.source, self.input, samples, workers=self.workers, pin_memory=pin_memory):
             if loaded.valid.size or self.reader is not None:
-                yield self._batch(self._position[loaded.rows], loaded)
+                yield self._batch(self._position[loaded.rows], loaded, targets)
 
-    def _batch(self, at: np.ndarray, loaded: Loaded) -> Batch:
+    def _batch(
+        self, at: np.ndarray, loaded: Loaded, targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]]
+    ) -> Batch:
         if self.reader is not None:
             self._check_aligned(self.reader, self.rows[at], loaded)
         at = at[loaded.valid]
-        rows = self.rows[at]
-        targets = self.reader.read(rows, outputs=self.outputs) if self.reader is not None else {}
         return Batch(
             inputs=self._move(loaded.inputs),
-            targets={name: target.to(self.device, non_blocking=True) for name, target in targets.items()},
+            targets=next(targets),
             labels=torch.from_numpy(self.labels[at]).to(self.device),
-            rows=torch.from_numpy(rows).to(self.device),
+            rows=torch.from_numpy(self.rows[at]).to(self.device),
         )
 
     def _check_aligned(self, reader: CacheReader, rows: np.ndarray, loaded: Loaded) -> None:
@@ -185,15 +245,25 @@ class CachedData:
             key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
             raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
 
-    def _with_bank(self, batch: Batch, draw: np.random.Generator) -> Batch:
+    def _with_bank(self, batch: Batch, step: "_Step", draw: np.random.Generator) -> Batch:
         if not self.bank_rows or self.reader is None:
             return batch
-        others = self.rows[draw.choice(len(self), min(self.bank_rows + len(batch.rows), len(self)), replace=False)]
+        pool = self.rows if step.near is None else self.rows[step.near]
+        others = pool[draw.choice(len(pool), min(self.bank_rows + len(batch.rows), len(pool)), replace=False)]
         others = others[~np.isin(others, batch.rows.cpu().numpy())][: self.bank_rows]
         dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
-        bank = self.reader.read(others, outputs=dense)
-        moved = {name: rows.to(self.device) for name, rows in bank.items() if not isinstance(rows, SparseLogits)}
-        return Batch(inputs=batch.inputs, targets=batch.targets, labels=batch.labels, rows=batch.rows, bank=moved)
+        bank = self.reader.read(others, outputs=dense, device=self.device)
+        return replace(batch, bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)})
 
     def _move(self, inputs: Inputs) -> Inputs:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one training step is about."""
+
+    positions: np.ndarray
+    """int64 (batch,)."""
+    near: np.ndarray | None
+    """int64: the positions that are in memory, from which a bank can be drawn; None where all are."""

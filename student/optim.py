@@ -1,12 +1,12 @@
 """How a student is optimised: AdamW (Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101), warm-up then cosine."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clip_gradients", "learning_rate", "make_optimizer"]
+__all__ = ["clip_gradients", "learning_rate", "make_optimizer", "trainable"]
 
 
 def make_optimizer(modules: Iterable[nn.Module], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -14,7 +14,7 @@ def make_optimizer(modules: Iterable[nn.Module], *, lr: float, weight_decay: flo
 
     The order is that of the modules and of their parameters, so a saved state fits again; shared ones count once.
     """
-    parameters = _trainable(modules)
+    parameters = trainable(modules)
     groups = [
         {"params": [item for item in parameters if item.ndim >= 2], "weight_decay": weight_decay},
         {"params": [item for item in parameters if item.ndim < 2], "weight_decay": 0.0},
@@ -34,11 +34,12 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: flo
     return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def clip_gradients(modules: Iterable[nn.Module], *, max_norm: float) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], *, max_norm: float) -> Tensor:
     """Scale all gradients together to a norm of at most `max_norm`; returns the norm before, on their device."""
-    return nn.utils.clip_grad_norm_(_trainable(modules), max_norm)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of the modules that are trained, in order, shared ones once."""
     found = (parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)
     return list(dict.fromkeys(found))

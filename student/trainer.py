@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from featurecache.errors import FeatureCacheError, UsageError
 from student.checkpoint import load_checkpoint, save_checkpoint
-from student.data import CachedData
+from student.data import TrainingData
 from student.objectives.base import Batch
 from student.objectives.weighted import WeightedSum
-from student.optim import clip_gradients, learning_rate, make_optimizer
+from student.optim import clip_gradients, learning_rate, make_optimizer, trainable
 
 __all__ = ["Step", "TrainSettings", "Validated", "evaluate_objective", "train"]
 
@@ -83,10 +83,10 @@ class Validated:
 def train(
     student: nn.Module,
     objective: WeightedSum,
-    data: CachedData,
+    data: TrainingData,
     settings: TrainSettings,
     *,
-    validation: CachedData | None = None,
+    validation: TrainingData | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Iterator[Step | Validated]:
@@ -101,6 +101,7 @@ def train(
     modules: dict[str, nn.Module] = {"student": student.to(device), "objective": objective.to(device)}
     optimizer = make_optimizer(modules.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    update = _Update(student, objective, optimizer, scaler, trainable(modules.values()), settings)
     done = 0
     if resume and checkpoint is not None:
         done = load_checkpoint(checkpoint, modules, optimizer, scaler=scaler, device=device)
@@ -118,7 +119,7 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = _step(student, objective, batch, optimizer, scaler, settings)
+        losses = update(batch)
         yield Step(step, (step - 1) // per_epoch, rate, losses)
         is_round = step % interval == 0 or step == settings.steps
         if is_round or time.monotonic() - saved > _SAVE_SECONDS:
@@ -135,7 +136,7 @@ def train(
 
 
 def evaluate_objective(
-    student: nn.Module, objective: WeightedSum, data: CachedData, settings: TrainSettings
+    student: nn.Module, objective: WeightedSum, data: TrainingData, settings: TrainSettings
 ) -> dict[str, float]:
     """The mean of the total and of each objective over all rows, without gradients or dropout."""
     student.eval()
@@ -152,25 +153,30 @@ def evaluate_objective(
     return {name: value / rows for name, value in sums.items()}
 
 
-def _step(
-    student: nn.Module,
-    objective: WeightedSum,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    settings: TrainSettings,
-) -> dict[str, Tensor]:
-    with _precision(settings, batch.rows.device):
-        outputs = student(batch.inputs)
-    total, parts = objective(outputs, batch)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(total).backward()
-    if settings.clip:
-        scaler.unscale_(optimizer)
-        clip_gradients([student, objective], max_norm=settings.clip)
-    scaler.step(optimizer)
-    scaler.update()
-    return {"loss": total.detach(), **parts}
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """One optimizer step on a batch; returns its losses."""
+
+    student: nn.Module
+    objective: WeightedSum
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    weights: list[nn.Parameter]
+    """All that is trained: finding them anew costs as much as a small layer."""
+    settings: TrainSettings
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        with _precision(self.settings, batch.rows.device):
+            outputs = self.student(batch.inputs)
+        total, parts = self.objective(outputs, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        if self.settings.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.weights, max_norm=self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": total.detach(), **parts}
 
 
 def _precision(settings: TrainSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,5 +1,7 @@
 import gc
 import mmap
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,32 @@ def test_damaged_files_are_refused_before_they_are_touched(tmp_path, slot_bytes,
 def test_more_than_there_are_addresses(tmp_path):
     with pytest.raises(FeatureCacheError, match="cannot map"):
         map_shards({}, slots=2**36, slot_bytes=2**26)
+
+
+def test_advice_names_whole_pages(tmp_path, monkeypatch):
+    array = map_shards(shards(tmp_path, 4 * PAGE, 4 * PAGE), slots=2, slot_bytes=4 * PAGE).reshape(-1, 16)
+    told = []
+
+    class System:
+        def madvise(self, *advice):
+            told.append(advice)
+
+    monkeypatch.setattr(mapped, "_libc", System)
+    start = array.ctypes.data
+    mapped.will_need(array, 0, 10)
+    mapped.will_need(array, PAGE // 16 + 1, PAGE // 16 + 3)
+    mapped.will_need(array, 5, 5)
+    assert told == [(start, 160, 3), (start + PAGE, 48, 3)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is resident is asked of /proc")
+def test_advised_rows_come_from_the_disk(tmp_path):
+    files = shards(tmp_path, 2**21, 2**21)
+    for path, _ in files.values():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    array = map_shards(files, slots=2, slot_bytes=2**21)
+    assert array.ctypes.data % 2**21 == 0
+    mapped.will_need(array, 0, len(array))
+    assert array[: 2**21].tobytes() == (tmp_path / "0").read_bytes()[: 2**21]

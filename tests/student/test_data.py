@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache.errors import FeatureCacheError, IdentityError, UsageError
+from featurecache.errors import CorruptCacheError, FeatureCacheError, IdentityError, UsageError
 from featurecache.types import NO_LABEL, SparseLogits
 from student.data import CachedData, join
 from tests.small_caches import Texts, sentences, teacher, teacher_says, write_cache
@@ -241,3 +241,84 @@ def test_without_a_cache_there_are_labels_only_and_bad_samples_are_left_out():
     batches = list(data.in_order(3))
     assert [batch.labels.tolist() for batch in batches] == [[0, 2]]
     assert batches[0].rows.tolist() == [0, 2] and not batches[0].targets
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 4 in groups of 2: five groups of the 40 rows."""
+    monkeypatch.setattr("student.data.BLOCK", 4)
+    monkeypatch.setattr("student.data.GROUP", 2)
+
+
+def test_in_blocks_each_row_comes_once_an_epoch_and_a_resumed_run_goes_on(reader, small_blocks):
+    data = cached(reader, Texts(shuffled(TEXTS)), shuffle="blocks", bank_rows=3)
+    whole = list(data.shuffled(6, seed=5, start=0, stop=12))
+    for epoch in (whole[:6], whole[6:]):
+        assert len({row for rows in rows_of(epoch) for row in rows}) == 36
+    assert rows_of(whole[:6]) != rows_of(whole[6:])
+    assert rows_of(whole) != rows_of(cached(reader, Texts(TEXTS)).shuffled(6, seed=5, start=0, stop=12))
+    for start in (1, 5, 6, 9):
+        later = list(data.shuffled(6, seed=5, start=start, stop=12))
+        assert rows_of(later) == rows_of(whole[start:])
+        for one, two in zip(whole[start:], later, strict=True):
+            assert torch.equal(one.bank["embedding"], two.bank["embedding"])
+            assert torch.equal(one.targets["logits"], two.targets["logits"])
+
+
+def test_each_group_is_fetched_before_it_is_used_and_not_much_sooner(reader, small_blocks, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        type(reader), "will_need", lambda self, rows, **options: told.append((rows.tolist(), options["outputs"]))
+    )
+    data = cached(reader, Texts(shuffled(TEXTS)), shuffle="blocks")
+    used = []
+    for batch in data.shuffled(5, seed=1, start=0, stop=16):
+        used += batch.rows.tolist()
+        fetched = [row for rows, _ in told for row in rows]
+        epoch = len(used) // 40 * 40
+        assert fetched[epoch : len(used)] == used[epoch:]
+        assert len(fetched) <= len(used) + 8 + 8
+    assert [len(rows) for rows, _ in told] == [8] * 10 and all(outputs == OUTPUTS for _, outputs in told)
+    told.clear()
+    next(data.shuffled(5, seed=1, start=4, stop=16))  # a run that goes on at position 20, in the third group
+    assert told[0][0] == used[16:24]
+
+
+def test_a_bank_of_blocks_is_of_rows_that_are_in_memory(reader, small_blocks):
+    data = cached(reader, Texts(shuffled(TEXTS)), shuffle="blocks", bank_rows=4)
+    vectors = reader.read(np.arange(40), outputs=["embedding"])["embedding"]
+    used = [row for batch in data.shuffled(4, seed=1, start=0, stop=10) for row in batch.rows.tolist()]
+    for step, batch in enumerate(data.shuffled(4, seed=1, start=0, stop=10)):
+        bank = [int((vectors == vector).all(1).nonzero()) for vector in batch.bank["embedding"]]
+        near = min(step * 4, 40 - 8)
+        assert len(set(bank)) == 4 and set(bank) <= set(used[near : near + 8]) - set(batch.rows.tolist())
+
+
+def test_the_shuffle_follows_the_memory_there_is(reader, monkeypatch):
+    source = Texts(TEXTS)
+    # 40 rows of 11 float32 are 1,760 bytes, which is 0.6 of 2,933.3
+    for available, shuffle in ((2934, "global"), (2933, "blocks"), (None, "global")):
+        monkeypatch.setattr("student.data.available_memory", lambda found=available: found)
+        data = cached(reader, source)
+        assert data.shuffle == shuffle == data.only(np.arange(5)).shuffle
+        assert cached(reader, source, shuffle="global").shuffle == "global"
+    monkeypatch.setattr("student.data.available_memory", lambda: 1467)
+    assert cached(reader, Texts(dict(list(TEXTS.items())[:20]))).shuffle == "global"  # half the rows
+    assert CachedData(source, teacher().input, samples=np.arange(5), labels=source.labels[:5]).shuffle == "global"
+
+
+def test_batches_that_are_kept_do_not_change(reader, monkeypatch):
+    monkeypatch.setattr("featurecache.store.gather._INLINE_BYTES", 0)  # read ahead, into the ring of buffers
+    kept = list(cached(reader, Texts(shuffled(TEXTS))).shuffled(8, seed=0, start=0, stop=10))
+    for batch in kept:
+        assert torch.equal(batch.targets["embedding"], reader.read(batch.rows.numpy())["embedding"])
+
+
+def test_damaged_targets_stop_training(tmp_path):
+    source = Texts(TEXTS)
+    cache = write_cache(tmp_path, source)
+    (path,) = (tmp_path / "train").glob("*/embedding/c/0/0/0")
+    path.chmod(0o644)
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    with pytest.raises(CorruptCacheError, match="embedding are not what was committed"):
+        list(cached(cache.split("train"), source).shuffled(8, seed=0, start=0, stop=5))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from student.optim import clip_gradients, learning_rate, make_optimizer
+from student.optim import clip_gradients, learning_rate, make_optimizer, trainable
 
 
 class Small(nn.Module):
@@ -90,9 +90,9 @@ def test_learning_rate_of_very_short_runs_is_positive_and_at_most_the_peak(steps
 def test_clipping_scales_all_gradients_together_and_tells_the_norm_before():
     first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1)
     first.weight.grad, second.weight.grad = torch.full((1, 1), 3.0), torch.full((1, 1), 4.0)
-    assert clip_gradients([first, second], max_norm=1.0).item() == pytest.approx(5)
+    assert clip_gradients(trainable([first, second]), max_norm=1.0).item() == pytest.approx(5)
     assert first.weight.grad.item() == pytest.approx(0.6, rel=1e-5)
     assert second.weight.grad.item() == pytest.approx(0.8, rel=1e-5)
     assert second.bias.grad is None
-    assert clip_gradients([first, second], max_norm=10.0).item() == pytest.approx(1, rel=1e-5)
+    assert clip_gradients(trainable([first, second]), max_norm=10.0).item() == pytest.approx(1, rel=1e-5)
     assert first.weight.grad.item() == pytest.approx(0.6, rel=1e-5)

@@ -230,3 +230,31 @@ def test_the_rate_follows_the_schedule(data):
 def test_impossible_settings_are_refused(given, message):
     with pytest.raises(UsageError, match=message):
         TrainSettings(**{"steps": 1, **given})
+
+
+class Prepared:
+    """Batches made before: any data that gives the same ones will do."""
+
+    def __init__(self, data, settings):
+        self.device = data.device
+        self.per_epoch = data.steps_per_epoch(settings.batch_size)
+        self.batches = list(data.shuffled(settings.batch_size, seed=settings.seed, start=0, stop=settings.steps))
+
+    def __len__(self):
+        return self.per_epoch
+
+    def steps_per_epoch(self, batch_size):
+        return self.per_epoch
+
+    def shuffled(self, batch_size, *, seed, start, stop):
+        return iter(self.batches[start:stop])
+
+    def in_order(self, batch_size):
+        return iter(self.batches)
+
+
+def test_data_in_memory_trains_to_the_same_bits(data):
+    settings = TrainSettings(steps=9, batch_size=16, learning_rate=0.01)
+    parts = make_parts()
+    run(train(*parts, Prepared(data, settings), settings))
+    assert same(state(*parts), undisturbed(data, settings, dropout=0.0))

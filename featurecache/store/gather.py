@@ -1,0 +1,178 @@
+"""Rows of several outputs, batch after batch: taken as they are encoded, decoded on the device that wants them.
+
+What is encoded is two to fifty times smaller than float32, so it is what should travel; and buffers that are filled
+again cost a fraction of new ones.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featurecache.encodings import Encoding
+from featurecache.store.part_reader import PartReader
+from featurecache.types import ArraySpec, SparseLogits
+
+__all__ = ["Column", "Rows", "gather", "read"]
+
+_RING = 3
+"""Sets of buffers: one in use, one ready, one being filled."""
+
+_INLINE_BYTES = 4_000_000
+"""A batch up to this size is taken in less time than a thread costs."""
+
+Rows: TypeAlias = dict[str, Tensor | SparseLogits]
+"""Outputs by name: float32 (batch, *shape), or sparse logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One output as it is read: the arrays that keep it and, for what a probe gives, the head on top of them."""
+
+    name: str
+    part: PartReader
+    encoding: Encoding
+    head: tuple[Tensor, Tensor] | None = None
+    """float32 weight (classes, dim) and bias (classes,): the output is embedding · weightᵀ + bias."""
+
+    @property
+    def arrays(self) -> dict[str, tuple[PartReader, ArraySpec]]:
+        """Where each array lies, by a name that no array of another part has."""
+        return {f"{self.part.part.prefix}/{array.name}": (self.part, array) for array in self.encoding.arrays}
+
+    def on(self, device: torch.device) -> "Column":
+        """The same, with its head on a device."""
+        return self if self.head is None else replace(self, head=(self.head[0].to(device), self.head[1].to(device)))
+
+    def decode(self, encoded: Mapping[str, Tensor]) -> Tensor | SparseLogits:
+        """The output from rows of its arrays, by the names that `arrays` gives them."""
+        prefix = self.part.part.prefix
+        decoded = self.encoding.decode(
+            {array.name: encoded[f"{prefix}/{array.name}"] for array in self.encoding.arrays}
+        )
+        if self.head is None:
+            return decoded
+        assert isinstance(decoded, Tensor)  # whoever gives a head has seen that it fits
+        weight, bias = self.head
+        return torch.addmm(bias, decoded, weight.T)
+
+
+def read(columns: Sequence[Column], rows: np.ndarray, *, view: int = 0, device: torch.device | str = "cpu") -> Rows:
+    """Some rows (int64) of each column, in memory of their own. Raises what `PartReader.take` does."""
+    device = torch.device(device)
+    encoded = {key: torch.from_numpy(part.take(array, rows, view=view)) for key, (part, array) in _arrays(columns)}
+    moved = {key: tensor.to(device) for key, tensor in encoded.items()}
+    return {column.name: column.on(device).decode(moved) for column in columns}
+
+
+def gather(
+    columns: Sequence[Column], plan: Iterable[np.ndarray], *, view: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[Rows]:
+    """The rows of each batch of a plan (int64 row numbers), in order, as `read` gives them.
+
+    Large batches are taken by one thread that runs at most three batches ahead of what was asked for; it ends with
+    the iterator, and its errors are raised where their batch is asked for. The plan is iterated in the caller's thread.
+    """
+    device = torch.device(device)
+    columns = [column.on(device) for column in columns]
+    arrays = dict(_arrays(columns))
+    sets = itertools.cycle([_Buffers(arrays, pinned=device.type == "cuda") for _ in range(_RING)])
+    batches = iter(plan)
+    first = list(itertools.islice(batches, 1))
+    batch_bytes = sum(len(rows) * array.row_bytes for rows in first for _, array in arrays.values())
+    taken = (_taken_inline if batch_bytes <= _INLINE_BYTES else _taken_ahead)(
+        sets, itertools.chain(first, batches), view
+    )
+    for buffers, encoded in taken:
+        moved = {key: tensor.to(device, non_blocking=buffers.pinned) for key, tensor in encoded.items()}
+        buffers.copy_began(device)
+        borrowed = {tensor.untyped_storage().data_ptr() for tensor in encoded.values()}
+        yield {column.name: _own(column.decode(moved), borrowed) for column in columns}
+
+
+class _Buffers:
+    """Room for one batch of each array, which grows with the largest batch; pinned, a copy to a GPU need not wait."""
+
+    def __init__(self, arrays: Mapping[str, tuple[PartReader, ArraySpec]], *, pinned: bool) -> None:
+        self.pinned = pinned
+        self._arrays = arrays
+        self._room: dict[str, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def fill(self, rows: np.ndarray, view: int) -> dict[str, Tensor]:
+        """Rows of each array, once the copy of what was here before is done."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {key: self._take(key, rows, view) for key in self._arrays}
+
+    def copy_began(self, device: torch.device) -> None:
+        """Copies to a device are under way: nothing is filled before they are done."""
+        if self.pinned:
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
+
+    def _take(self, key: str, rows: np.ndarray, view: int) -> Tensor:
+        part, array = self._arrays[key]
+        room = self._room.get(key)
+        if room is None or len(room) < len(rows):
+            dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+            room = self._room[key] = torch.empty((len(rows), *array.shape), dtype=dtype, pin_memory=self.pinned)
+        taken = room[: len(rows)]
+        part.take(array, rows, view=view, out=taken.numpy())
+        return taken
+
+
+_Taken: TypeAlias = Iterator[tuple[_Buffers, dict[str, Tensor]]]
+
+
+def _taken_inline(sets: Iterator[_Buffers], plan: Iterable[np.ndarray], view: int) -> _Taken:
+    for rows in plan:
+        buffers = next(sets)
+        yield buffers, buffers.fill(rows, view)
+
+
+def _taken_ahead(sets: Iterator[_Buffers], plan: Iterable[np.ndarray], view: int) -> _Taken:
+    waiting: deque[tuple[_Buffers, Future[dict[str, Tensor]]]] = deque()
+    executor = ThreadPoolExecutor(1, "gather")
+    try:
+        for rows in plan:
+            buffers = next(sets)
+            waiting.append((buffers, executor.submit(buffers.fill, rows, view)))
+            if len(waiting) == _RING:  # the next one would be filled into the oldest one's buffers
+                yield _first(waiting)
+        while waiting:
+            yield _first(waiting)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _first(waiting: deque[tuple[_Buffers, Future[dict[str, Tensor]]]]) -> tuple[_Buffers, dict[str, Tensor]]:
+    buffers, taken = waiting.popleft()
+    return buffers, taken.result()
+
+
+def _arrays(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[PartReader, ArraySpec]]]:
+    """Each array once, though two outputs may need it: an embedding, and the logits of a probe on it."""
+    found: dict[str, tuple[PartReader, ArraySpec]] = {}
+    for column in columns:
+        found.update(column.arrays)
+    return iter(found.items())
+
+
+def _own(value: Tensor | SparseLogits, borrowed: set[int]) -> Tensor | SparseLogits:
+    """What was decoded without a copy still lies in a buffer, and gets memory of its own."""
+    if isinstance(value, SparseLogits):
+        kept = value.values, value.indices, value.logsumexp
+        values, indices, logsumexp = (_own_tensor(item, borrowed) for item in kept)
+        return SparseLogits(values, indices, logsumexp, value.temperatures, value.size)
+    return _own_tensor(value, borrowed)
+
+
+def _own_tensor(tensor: Tensor, borrowed: set[int]) -> Tensor:
+    return tensor.clone() if tensor.untyped_storage().data_ptr() in borrowed else tensor
