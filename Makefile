@@ -1,10 +1,10 @@
-# Five commands: `make demo` and `make test` set themselves up in .venv; nothing else is needed beforehand.
+# `make demo` and `make test` set themselves up in .venv; nothing else is needed beforehand.
 # The first interpreter that starts and is new enough (a pyenv shim may be on the path and not start).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo test check docs
+.PHONY: setup demo test torture check docs
 
 # A private environment with exactly the locked packages, and this project on top.
 setup: .venv/.ready
@@ -24,6 +24,10 @@ demo: setup
 # The whole test suite.
 test: setup
 	$(BIN)/python -m pytest
+
+# The tests of crashes, with ten times as many kills, power cuts and races (some minutes).
+torture: setup
+	FEATURECACHE_KILLS=200 $(BIN)/python -m pytest tests/crash
 
 # Formatting, lint and types.
 check: setup

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.encodings import ENCODINGS
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.validate import check_count, check_text
+from featurecache.store.validate import check_count, check_hash, check_text
 from featurecache.types import ArraySpec, Json, OutputSpec, Reason
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_PART_BYTES",
     "REASON",
     "VALID",
+    "Asset",
     "EncodedOutput",
     "PartSpec",
     "Shard",
@@ -52,8 +54,9 @@ _MAX_SHARD_BYTES = 64 * 2**20
 _INNER_BYTES = 512 * 2**10
 _MAX_ROW_BYTES = 2**30
 _MAX_SHARDS = 2**20
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input")}
-_DTYPES = ("float32", "float16", "uint8", "uint16", "uint64", "int32", "int64")
+_DTYPES = ("float32", "float16", "int8", "uint8", "uint16", "uint64", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,32 @@ class EncodedOutput:
 
     output: OutputSpec
     encoding: str
+    scale: tuple[float, ...] = ()
+    """Of "int8:column": one for each number of a row, in C order; other encodings have none."""
 
     def to_json(self) -> Json:
-        """As it stands in part.json."""
+        """As it stands in part.json. Raises UsageError if the scales are not there that the encoding needs."""
+        _check_scale(self)
+        scale = {"scale": list(self.scale)} if self.scale else {}
         return {
             "name": self.output.name,
             "shape": list(self.output.shape),
             "classes": list(self.output.classes),
             "encoding": self.encoding,
+            **scale,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """Size and SHA-256 of a part's data file: a tokenizer, a head."""
+
+    bytes: int
+    sha256: str
+
+    def to_json(self) -> Json:
+        """As it stands in part.json."""
+        return {"bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +123,8 @@ class PartSpec:
     views: tuple[int, int] | None = None
     """First view and one past the last; None for a part that has no view axis."""
     outputs: tuple[EncodedOutput, ...] = ()
+    assets: dict[str, Asset] = field(default_factory=dict)
+    """Data files beside the arrays, by name; the writer fills it in."""
     facts: Json = field(default_factory=dict)
     """What the reader needs besides: class names, the network's input, ..."""
     provenance: Json = field(default_factory=dict)
@@ -118,7 +140,7 @@ class PartSpec:
         first, stop = self.views or (0, 1)
         if self.rows < 1 or not 0 <= first < stop:
             raise UsageError(f"{self.prefix} cannot have {self.rows:,} rows and views {first} to {stop - 1}")
-        if (stop - first) * math.ceil(self.rows / self.rows_per_shard) > _MAX_SHARDS:
+        if self.shard_count > _MAX_SHARDS:
             raise UsageError(f"{self.prefix} would have more than {_MAX_SHARDS:,} shards", hint="make several caches")
 
     @property
@@ -135,6 +157,20 @@ class PartSpec:
     def rows_per_shard(self) -> int:
         """Rows of every shard but the last."""
         return rows_per_shard(self.rows, self.arrays)
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards over all views; at least one."""
+        first, stop = self.views or (0, 1)
+        return (stop - first) * math.ceil(self.rows / self.rows_per_shard)
+
+    def shard(self, view: int, index: int) -> Shard:
+        """One shard by its view and number. Raises UsageError."""
+        first, stop = self.views or (0, 1)
+        start = index * self.rows_per_shard
+        if not first <= view < stop or not 0 <= start < self.rows:
+            raise UsageError(f"{self.prefix} has no shard {index} of view {view}")
+        return Shard(view, index, start, min(start + self.rows_per_shard, self.rows))
 
     def shards(self) -> list[Shard]:
         """Every shard of the part, view by view; there is at least one."""
@@ -164,6 +200,7 @@ class PartSpec:
             "identity": self.identity,
             "arrays": [_array_to_json(array, self.rows_per_shard) for array in self.arrays],
             "outputs": [output.to_json() for output in self.outputs],
+            "assets": {name: asset.to_json() for name, asset in self.assets.items()},
             "reasons": {str(int(reason)): reason.text for reason in Reason},
             "facts": self.facts,
             "provenance": self.provenance,
@@ -185,10 +222,12 @@ def part_from_json(value: Json) -> PartSpec:
             arrays=tuple(_array_from_json(array) for array in value["arrays"]),
             views=None if value["views"] is None else _views_from_json(*value["views"]),
             outputs=tuple(_output_from_json(output) for output in value["outputs"]),
+            assets={name: _asset_from_json(name, asset) for name, asset in value["assets"].items()},
             facts=value["facts"],
             provenance=value["provenance"],
         )
-        if part.recipe_id != value["recipe_id"] or part.rows_per_shard != value["rows_per_shard"]:
+        derived = part.to_json()
+        if any(derived[name] != value[name] for name in ("recipe_id", "rows_per_shard", "arrays")):
             raise CorruptCacheError(f"part.json of {part.prefix} does not agree with itself")
         _check_facts(part)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
@@ -248,7 +287,7 @@ def array_metadata(part: PartSpec, array: ArraySpec) -> Json:
         "data_type": array.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*one, step * per_row, *array.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN" if dtype.kind == "f" else 0,
+        "fill_value": "NaN" if math.isnan(array.fill) else array.fill,
         "codecs": [_sharding([*one, inner_rows(array, step) * per_row, *array.shape], dtype)],
         "attributes": {},
         "dimension_names": [*(["view"] if view else []), "element" if array.longest else "sample", *names],
@@ -286,9 +325,32 @@ def _array_from_json(value: Json) -> ArraySpec:
     return ArraySpec(check_text(value["name"]), value["dtype"], shape, dimensions, check_count(value["longest"]))
 
 
+def _asset_from_json(name: str, value: Json) -> Asset:
+    check_name(name, "asset")
+    return Asset(check_count(value["bytes"]), check_hash(value["sha256"]))
+
+
 def _output_from_json(value: Json) -> EncodedOutput:
     shape, classes = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["classes"]))
-    return EncodedOutput(OutputSpec(check_text(value["name"]), shape, classes), check_text(value["encoding"]))
+    scale = tuple(map(_scale_from_json, value.get("scale", [])))
+    output = EncodedOutput(OutputSpec(check_text(value["name"]), shape, classes), check_text(value["encoding"]), scale)
+    _check_scale(output)
+    return output
+
+
+def _check_scale(output: EncodedOutput) -> None:
+    """Raises UsageError unless there is a scale for each column exactly where the encoding wants them."""
+    needed = math.prod(output.output.shape) if output.encoding == "int8:column" else 0
+    if len(output.scale) != needed:
+        name, found = output.output.name, len(output.scale)
+        hint = "measured_part takes the scales of int8:column from a sample of rows"
+        raise UsageError(f"{output.encoding} of {name} needs {needed:,} scales, and has {found:,}", hint=hint)
+
+
+def _scale_from_json(value: Json) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST_FLOAT32:
+        raise ValueError(f"{str(value)[:40]!r} is no scale")
+    return float(value)
 
 
 def _views_from_json(first: Json, stop: Json) -> tuple[int, int]:
@@ -308,6 +370,9 @@ def _check_array(array: ArraySpec) -> None:
 def _check_facts(part: PartSpec) -> None:
     """Raises KeyError, TypeError or ValueError where a part lacks what readers look for in its kind."""
     facts, identity = part.facts, part.identity
+    for output in part.outputs:
+        if output.encoding.partition(":")[0] not in (*ENCODINGS, "head"):
+            raise ValueError(f"the encoding {output.encoding[:40]!r} is unknown")
     if not all(isinstance(value, dict) for value in (facts, identity, part.provenance)):
         raise TypeError("identity, facts and provenance are JSON objects")
     for name in _TEXT_FACTS.get(part.kind, ()):

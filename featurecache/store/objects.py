@@ -26,7 +26,10 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFullError, "permission denied" into UsageError."""
+    """Turn what a disk answers into errors for users.
+
+    "No space left" and "quota exceeded" become DiskFullError, "permission denied" UsageError, others FeatureCacheError.
+    """
     try:
         yield
     except OSError as error:
@@ -35,7 +38,8 @@ def disk_errors() -> Iterator[None]:
             raise DiskFullError(f"cannot write: {os.strerror(error.errno)}", hint=hint) from error
         if error.errno in (errno.EACCES, errno.EROFS):
             raise UsageError(f"cannot write: {error}", hint="choose a directory that you may write to") from error
-        raise
+        hint = "see to the disk, or its connection, then run the same command again: committed rows are kept"
+        raise FeatureCacheError(f"cannot write: {error}", hint=hint) from error
 
 
 class LocalObjects:
@@ -43,6 +47,7 @@ class LocalObjects:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self._durable: set[Path] = set()
 
     def path(self, key: str) -> Path:
         """Where an object is. Raises UsageError for a key that could leave the directory."""
@@ -70,6 +75,10 @@ class LocalObjects:
                 raise CorruptCacheError(f"{key} in {self.root} is larger than {limit:,} bytes")
             return file.read()
 
+    def open(self, key: str) -> BinaryIO:
+        """The object as a stream. Raises CorruptCacheError if it is missing, a link, or behind one."""
+        return os.fdopen(self._open(key), "rb")
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names directly below a prefix; empty if there is none. Hidden files are no objects."""
         try:
@@ -86,48 +95,83 @@ class LocalObjects:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return self.publish(path, key)
-        finally:
+        except BaseException:
             self.discard(path)
+            raise
+        return self.publish(path, key)
 
     def temporary(self) -> tuple[Path, BinaryIO]:
         """A new file under `_tmp/`, open for writing; `publish` or `discard` ends it."""
         path = self.root / "_tmp" / uuid.uuid4().hex
         with disk_errors():
-            _make_directories(path.parent)
+            self._make_directory(path.parent)
             return path, path.open("xb")
 
     def publish(self, path: Path, key: str) -> bool:
-        """Give a synced temporary file its name, create-only. False if the name is taken; the file is gone then."""
-        final = self.path(key)
+        """Give a synced temporary file its name, create-only. False if the name is taken.
+
+        Either way the name is on the disk, and the temporary file is gone.
+        """
+        try:
+            final = self.path(key)
+            with disk_errors():
+                os.chmod(path, 0o444)
+                self._make_directory(final.parent)
+                created = self._link(path, final)
+        finally:
+            self.discard(path)
         with disk_errors():
-            os.chmod(path, 0o444)
-            _make_directories(final.parent)
-            try:
-                os.link(path, final)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
-                    raise
-                hint = "caches can be made on ext4, xfs, btrfs, zfs, tmpfs, APFS and NFS"
-                raise FeatureCacheError(f"{self.root} is on a file system without hard links", hint=hint) from error
-            finally:
-                path.unlink()
-            _sync_directory(final.parent)
-        return True
+            _sync_directory(final.parent)  # also of a name that was taken: its writer may have been killed before this
+        return created
 
     def discard(self, path: Path) -> None:
-        """Remove a temporary file."""
-        path.unlink(missing_ok=True)
+        """Remove a temporary file; one that cannot be removed now is left for `sweep`."""
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def sync(self, prefix: str) -> None:
+        """Make the names directly below a prefix survive a power cut, whichever run made them."""
+        with disk_errors():
+            self._make_directory(self.path(prefix))
+            _sync_directory(self.path(prefix))
 
     def sweep(self, *, seconds: float = 86_400.0) -> None:
         """Remove what killed runs left under `_tmp/`: files that nobody has written to for so long."""
         for name in self.list("_tmp"):
             path = self.root / "_tmp" / name
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if path.lstat().st_mtime < time.time() - seconds:
                     path.unlink()
+
+    def _link(self, path: Path, final: Path) -> bool:
+        """Whether the file got the name. False if another file has it."""
+        try:
+            os.link(path, final)
+        except OSError as error:
+            if _is_same_file(path, final):  # a network file system lost its answer, not the link
+                return True
+            if isinstance(error, FileExistsError):
+                return False
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            hint = "caches can be made on ext4, xfs, btrfs, zfs, tmpfs, APFS and NFS"
+            raise FeatureCacheError(f"{self.root} is on a file system without hard links", hint=hint) from error
+        return True
+
+    def _make_directory(self, path: Path) -> None:
+        """Make a directory of the cache; its name, and those of all above it, are on the disk when this returns.
+
+        One that stands there is synced as well, once: the run that made it may have been killed before it did so.
+        """
+        if path in self._durable and path.is_dir():
+            return
+        if path == self.root:
+            _make_root(path)
+        else:
+            self._make_directory(path.parent)
+            path.mkdir(exist_ok=True)
+            _sync_directory(path.parent)
+        self._durable.add(path)
 
     def _open(self, key: str) -> int:
         path = self.path(key)
@@ -142,13 +186,23 @@ class LocalObjects:
         return descriptor
 
 
-def _make_directories(path: Path) -> None:
+def _make_root(path: Path) -> None:
     """Like mkdir -p, but every new name is on the disk when it returns."""
-    if path.is_dir():
-        return
-    _make_directories(path.parent)
-    path.mkdir(exist_ok=True)
-    _sync_directory(path.parent)
+    stands = path.is_dir()
+    if not stands:
+        _make_root(path.parent)
+        path.mkdir(exist_ok=True)
+    # a directory above the cache may be one that we must not list, and so not sync; then it was there before us
+    with contextlib.suppress(PermissionError) if stands else contextlib.nullcontext():
+        _sync_directory(path.parent)
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        ours, theirs = path.lstat(), other.lstat()
+    except OSError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 
 def _sync_directory(path: Path) -> None:

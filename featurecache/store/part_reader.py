@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 
 import google_crc32c
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
-from featurecache.store.commit import CommitRecord, read_records
+from featurecache.store.commit import CommitRecord, check_array, read_records
 from featurecache.store.layout import PartSpec, inner_rows, shard_key
-from featurecache.store.mapped import map_shards
+from featurecache.store.mapped import map_shards, will_need
 from featurecache.store.objects import LocalObjects
 from featurecache.types import ArraySpec
 
@@ -22,18 +21,23 @@ class PartReader:
 
     def __init__(self, objects: LocalObjects, part: PartSpec, *, trust: bool = False) -> None:
         self.part = part
+        self.records: dict[tuple[int, int], CommitRecord] = read_records(objects, part)
+        """The committed shards, as they were when this was opened."""
         self._objects = objects
         self._trust = trust
         self._arrays: dict[str, _MappedArray] = {}
 
-    @cached_property
-    def records(self) -> dict[tuple[int, int], CommitRecord]:
-        """The committed shards, as they were when first asked for."""
-        return read_records(self._objects, self.part)
+    def take(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0, out: np.ndarray | None = None) -> np.ndarray:
+        """(rows, *shape): a copy of some rows (int64) of an array, in the order asked for.
 
-    def take(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> np.ndarray:
-        """(rows, *shape): a copy of some rows of an array, in the order asked for."""
-        return self._mapped(array.name).take(self._slots(rows, view))
+        It is written into `out`, C-contiguous and of the array's dtype, if one is given: a buffer that is used again
+        is filled several times faster than new memory.
+        """
+        slot = self._view_slot(view)
+        # as unsigned numbers negative ones are the largest, so one pass checks both ends
+        if rows.size and int(rows.view(np.uint64).max()) >= self.part.rows:
+            raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
+        return self._mapped(array.name).take(rows, slot, out)
 
     def whole(self, name: str, *, view: int = 0) -> np.ndarray:
         """(rows of the split, *shape): a whole array."""
@@ -43,6 +47,10 @@ class PartReader:
         """Elements [start, stop) of a ragged array for each row of `offsets`, int64 (rows, 2)."""
         return self._mapped(name).elements(offsets)
 
+    def will_need(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> None:
+        """Have the system begin to read the inner chunks in which these rows (int64, all there are) lie."""
+        self._mapped(array.name).will_need(rows, self._view_slot(view))
+
     def _mapped(self, name: str) -> "_MappedArray":
         if name not in self._arrays:
             self._arrays[name] = _MappedArray(
@@ -50,15 +58,11 @@ class PartReader:
             )
         return self._arrays[name]
 
-    def _slots(self, rows: np.ndarray, view: int) -> np.ndarray:
-        """Where rows lie in the mapped range, which has whole shards for every view."""
+    def _view_slot(self, view: int) -> int:
         first, stop = self.part.views or (view, view + 1)
         if not first <= view < stop:
             raise UsageError(f"{self.part.prefix} has views {first} to {stop - 1}, not {view}")
-        if rows.size and (rows.min() < 0 or rows.max() >= self.part.rows):
-            raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
-        shards = -(-self.part.rows // self.part.rows_per_shard)
-        return rows + (view - first) * shards * self.part.rows_per_shard
+        return view - first
 
 
 class _MappedArray:
@@ -72,6 +76,7 @@ class _MappedArray:
         records: Mapping[tuple[int, int], CommitRecord],
         trust: bool,
     ) -> None:
+        check_array(objects, part, array)
         shard_rows = part.rows_per_shard
         self._inner_rows = inner_rows(array, shard_rows)
         per_shard = shard_rows // self._inner_rows
@@ -95,14 +100,19 @@ class _MappedArray:
         data = map_shards(files, slots=len(shards), slot_bytes=shard_rows * array.row_bytes)
         row_shape = (array.longest,) if array.longest else array.shape
         self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(len(shards) * shard_rows, *row_shape)
+        assert self.values.flags.c_contiguous and self.values.flags.aligned  # else np.take copies the whole array first
+        # each view's rows without the padding of its last shard
+        self._views = [self.values[at:][: part.rows] for at in range(0, len(self.values), self._view_rows)]
         self._expected = expected.reshape(-1)
         self._checked = np.full(self._expected.shape, trust) & (self._expected >= 0)
+        self._all_checked = self._checks_done()
 
-    def take(self, slots: np.ndarray) -> np.ndarray:
-        """A copy of some rows; slots were range-checked by the caller."""
-        self._check_new(slots // self._inner_rows)
+    def take(self, rows: np.ndarray, slot: int, out: np.ndarray | None) -> np.ndarray:
+        """A copy of some rows of the view in a slot; rows and slot were range-checked by the caller."""
+        if not self._all_checked:
+            self._check_new(self._chunks(rows, slot))
         # "clip" lets numpy write straight into the result; the range was checked above
-        return np.take(self.values, slots, axis=0, mode="clip")
+        return self._views[slot].take(rows, axis=0, out=out, mode="clip")
 
     def elements(self, offsets: np.ndarray) -> list[np.ndarray]:
         """Elements [start, stop) for each row of `offsets`."""
@@ -115,9 +125,21 @@ class _MappedArray:
         self._check_new(np.concatenate([starts[filled], stops[filled] - 1]) // (self._inner_rows * longest))
         return [flat[start:stop] for start, stop in offsets]
 
+    def will_need(self, rows: np.ndarray, slot: int) -> None:
+        """Advise the system of whole inner chunks, for they are checked whole; neighbours in one call."""
+        chunks = np.unique(self._chunks(rows, slot))
+        ends = np.flatnonzero(np.diff(chunks) != 1) + 1
+        for run in np.split(chunks, ends) if chunks.size else ():
+            will_need(self.values, int(run[0]) * self._inner_rows, int(run[-1] + 1) * self._inner_rows)
+
+    def _chunks(self, rows: np.ndarray, slot: int) -> np.ndarray:
+        """int64 (rows,): the inner chunk of each row."""
+        return (rows + slot * self._view_rows) // self._inner_rows
+
     def _check_new(self, chunks: np.ndarray) -> None:
         if not self._checked[chunks].all():
             self._check(np.unique(chunks[~self._checked[chunks]]))
+            self._all_checked = self._checks_done()
 
     def _check(self, chunks: np.ndarray) -> None:
         absent = chunks[self._expected[chunks] < 0]
@@ -126,9 +148,14 @@ class _MappedArray:
             raise IncompleteError(f"{self._named(int(absent[0]))} are not committed", hint=hint)
         for chunk in chunks:
             rows = self.values[chunk * self._inner_rows : (chunk + 1) * self._inner_rows]
-            if google_crc32c.value(rows.tobytes()) != self._expected[chunk]:
+            if google_crc32c.value(rows) != self._expected[chunk]:
                 raise CorruptCacheError(f"{self._named(int(chunk))} are not what was committed (crc32c)")
             self._checked[chunk] = True
+
+    def _checks_done(self) -> bool:
+        """Whether every row there should be was found good; the end of a view's last shard has no rows to check."""
+        per_view = self._checked.reshape(len(self._views), -1)
+        return bool(per_view[:, : math.ceil(self._rows / self._inner_rows)].all())
 
     def _named(self, chunk: int) -> str:
         """The rows of an inner chunk, in words."""

@@ -1,25 +1,27 @@
 """Reading a cache: rows by number, outputs by name, parts joined; only what was committed, and checked."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurecache.encodings import make_encoding
 from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameError, UsageError
 from featurecache.fingerprint import key_hash
-from featurecache.store.commit import Seal, find_parts, is_complete, latest_seal, splits
-from featurecache.store.layout import EncodedOutput, PartSpec
-from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
+from featurecache.store.commit import Seal, find_parts, is_complete, latest_seal, read_asset, splits
+from featurecache.store.layout import PartSpec
+from featurecache.store.objects import LocalObjects
+from featurecache.store.outputs import Output, find_outputs, open_column
 from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import check_version
-from featurecache.types import Json, Modality, OutputSpec, SparseLogits
+from featurecache.types import ArraySpec, Json, Modality, OutputSpec, SparseLogits
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from featurecache.store.gather import Column
 
 __all__ = ["Cache", "CacheReader", "open_cache"]
 
@@ -74,13 +76,7 @@ class Cache:
 
     def asset(self, part: PartSpec, name: str) -> bytes:
         """An asset of a part: data only, such as a tokenizer or a head."""
-        return self.objects.get(f"{part.prefix}/assets/{name}", limit=MAX_ASSET_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    part: "PartReader"
-    encoded: EncodedOutput
+        return read_asset(self.objects, part, name)
 
 
 class CacheReader:
@@ -103,7 +99,9 @@ class CacheReader:
             if part.rows != rows.rows or part.identity.get("data") != rows.identity:
                 raise CorruptCacheError(f"{part.prefix} is over other rows than {rows.prefix}")
         self.teachers = {name: PartReader(cache.objects, part, trust=trust) for name, part in teachers.items()}
-        self._outputs = self._find_outputs()
+        probes = [part for name in cache.splits for part in cache.parts(name) if part.kind == "probe"]
+        self._outputs = find_outputs(cache.objects, self.teachers.values(), probes)
+        self._opened: dict[str, Column] = {}
 
     def __len__(self) -> int:
         """Number of rows, valid or not."""
@@ -112,7 +110,7 @@ class CacheReader:
     @property
     def outputs(self) -> dict[str, OutputSpec]:
         """What `read` can give, by name."""
-        return {name: output.encoded.output for name, output in self._outputs.items()}
+        return {name: output.spec for name, output in self._outputs.items()}
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -157,7 +155,7 @@ class CacheReader:
     def valid(self, outputs: Sequence[str] | None = None, *, view: int = 0) -> np.ndarray:
         """bool (rows,): whether a row holds all of these outputs (default: every output there is)."""
         names = self._outputs if outputs is None else outputs
-        parts = {id(part): part for part in map(self._source, names)}
+        parts = {id(part): part for part in (self._find(name).source for name in names)}
         valid = np.ones(len(self), bool)
         for part in parts.values():
             valid &= part.whole("valid", view=view) == 1
@@ -165,26 +163,57 @@ class CacheReader:
 
     def reasons(self, output: str, *, view: int = 0) -> np.ndarray:
         """uint8 (rows,): the `Reason` of each row for one output."""
-        return self._source(output).whole("reason", view=view)
+        return self._find(output).source.whole("reason", view=view)
 
     def read(
-        self, rows: "np.ndarray | Sequence[int]", *, view: int = 0, outputs: Sequence[str] | None = None
+        self,
+        rows: "np.ndarray | Sequence[int]",
+        *,
+        view: int = 0,
+        outputs: Sequence[str] | None = None,
+        device: "torch.device | str" = "cpu",
     ) -> "dict[str, Tensor | SparseLogits]":
-        """Outputs of some rows, decoded: float32 (rows, *shape), or sparse logits.
+        """Outputs of some rows, decoded on a device: float32 (rows, *shape), or sparse logits.
 
         Invalid rows are NaN; `valid` says which they are. Raises UnknownNameError for an output the cache does not
         hold, UsageError for a row number it does not have, IncompleteError for rows that are not committed yet, and
         CorruptCacheError for rows that are not what was committed.
         """
-        index = np.asarray(rows)
-        if index.size and index.dtype.kind not in "iu":
-            raise UsageError(f"rows are chosen by number, not by {index.dtype}", hint="np.flatnonzero makes a mask so")
-        index = index.astype(np.int64)
-        return {name: self._read(name, index, view) for name in (self._outputs if outputs is None else outputs)}
+        from featurecache.store import gather
+
+        return gather.read(self._columns(outputs), _row_numbers(rows), view=view, device=device)
+
+    def gather(
+        self,
+        plan: "Iterable[np.ndarray | Sequence[int]]",
+        *,
+        view: int = 0,
+        outputs: Sequence[str] | None = None,
+        device: "torch.device | str" = "cpu",
+    ) -> "Iterator[dict[str, Tensor | SparseLogits]]":
+        """What `read` gives for each batch of rows of a plan, in order, read ahead into buffers that are used again.
+
+        For many batches of much the same size. The plan is asked for a few batches more than were given out.
+        """
+        from featurecache.store import gather
+
+        return gather.gather(self._columns(outputs), map(_row_numbers, plan), view=view, device=device)
+
+    def will_need(
+        self, rows: "np.ndarray | Sequence[int]", *, view: int = 0, outputs: Sequence[str] | None = None
+    ) -> None:
+        """Have the system begin to fetch these rows from the disk, and return at once."""
+        index = _row_numbers(rows)
+        for part, array in self._arrays(outputs):
+            part.will_need(array, index, view=view)
+
+    def stored_bytes(self, outputs: Sequence[str] | None = None) -> int:
+        """Bytes of these outputs over all rows of one view, as they are kept."""
+        return len(self) * sum(array.row_bytes for _, array in self._arrays(outputs))
 
     def teacher_part(self, output: str) -> PartSpec:
         """The teacher's part behind an output; behind head(embedding) it is the part of the embedding."""
-        return self._source(output).part
+        return self._find(output).source.part
 
     def output_part(self, output: str) -> PartSpec:
         """The part that gives an output: a teacher's, or a probe."""
@@ -194,94 +223,28 @@ class CacheReader:
     def _row_by_hash(self) -> Mapping[bytes, int]:
         return {row.tobytes(): number for number, row in enumerate(self._rows.whole("key_hash"))}
 
-    def _find_outputs(self) -> dict[str, _Output]:
-        """Teachers first, probes after: a probe's logits take the plain name, the teacher's stay "part/logits"."""
-        found: dict[str, _Output] = {}
-        probes = [PartReader(self.cache.objects, part) for part in self._probes()]
-        for part in [*self.teachers.values(), *probes]:
-            for encoded in part.part.outputs:
-                name = encoded.output.name
-                if name in found:
-                    older = found[name]
-                    found[f"{older.part.part.name}/{name}"] = older
-                found[name] = _Output(part, encoded)
-        return found
-
-    def _probes(self) -> list[PartSpec]:
-        """Probes of any split that were fitted on the teacher this split holds, oldest first."""
-        parts = [part for split in self.cache.splits for part in self.cache.parts(split) if part.kind == "probe"]
-        fitting = [part for part in parts if self._input_of(part)]
-        return sorted(fitting, key=lambda part: (part.facts["order"], part.name))
-
-    def _find(self, name: str) -> _Output:
+    def _find(self, name: str) -> Output:
         if name not in self._outputs:
             raise UnknownNameError(f"output in split {self.split!r} of this cache", name, self._outputs)
         return self._outputs[name]
 
-    def _source(self, name: str) -> "PartReader":
-        """The teacher's part whose arrays an output is read from."""
-        output = self._find(name)
-        if output.part.part.kind == "teacher":
-            return output.part
-        found = self._input_of(output.part.part)
-        assert found is not None
-        return found.part
+    def _columns(self, outputs: Sequence[str] | None) -> "list[Column]":
+        """How outputs (default: every one there is) are read."""
+        return [self._column(name) for name in (self._outputs if outputs is None else outputs)]
 
-    def _input_of(self, probe: PartSpec) -> "_Output | None":
-        """The embedding of this split that a probe was fitted on, or None if the split does not hold it."""
-        for part in self.teachers.values():
-            for encoded in part.part.outputs:
-                if (part.part.facts["teacher_id"], encoded.output.name) == (
-                    probe.facts["teacher_id"],
-                    probe.facts["input"],
-                ):
-                    return _Output(part, encoded)
-        return None
+    def _arrays(self, outputs: Sequence[str] | None) -> "Collection[tuple[PartReader, ArraySpec]]":
+        """The arrays behind outputs, each once."""
+        return {key: found for column in self._columns(outputs) for key, found in column.arrays.items()}.values()
 
-    def _read(self, name: str, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
-        output = self._find(name)
-        if output.part.part.kind == "probe":
-            return self._apply_head(output, rows, view)
-        return _decode(output, rows, view)
-
-    def _apply_head(self, output: _Output, rows: np.ndarray, view: int) -> "Tensor":
-        """head(embedding): the probe's linear layer on the cached embedding, float32 (rows, classes)."""
-        import torch
-
-        probe, embedding = output.part.part, self._input_of(output.part.part)
-        assert embedding is not None
-        weight, bias = self._head(probe)
-        features = _decode(embedding, rows, view)
-        classes = output.encoded.output.shape
-        if (
-            isinstance(features, SparseLogits)
-            or weight.shape != (*classes, features.shape[-1])
-            or bias.shape != classes
-        ):
-            raise CorruptCacheError(f"the head of {probe.prefix} does not fit the {probe.facts['input']} of this split")
-        return torch.addmm(bias, features, weight.T)
-
-    def _head(self, probe: PartSpec) -> "tuple[Tensor, Tensor]":
-        import safetensors.torch
-
-        if probe.prefix not in self._heads:
-            data = self.cache.asset(probe, "head.safetensors")
-            try:
-                tensors = safetensors.torch.load(data)
-                self._heads[probe.prefix] = tensors["weight"].float(), tensors["bias"].float()
-            except (safetensors.SafetensorError, KeyError) as error:
-                raise CorruptCacheError(f"the head of {probe.prefix} cannot be read: {error}") from None
-        return self._heads[probe.prefix]
-
-    @cached_property
-    def _heads(self) -> "dict[str, tuple[Tensor, Tensor]]":
-        return {}
+    def _column(self, name: str) -> "Column":
+        if name not in self._opened:
+            self._opened[name] = open_column(name, self._find(name), self.cache.objects)
+        return self._opened[name]
 
 
-def _decode(output: _Output, rows: np.ndarray, view: int) -> "Tensor | SparseLogits":
-    import torch
-
-    part, encoding = output.part, make_encoding(output.encoded.encoding, output.encoded.output)
-    if not set(encoding.arrays) <= set(part.part.arrays):
-        raise CorruptCacheError(f"{part.part.prefix} has not the arrays of {encoding.spec} for its outputs")
-    return encoding.decode({a.name: torch.from_numpy(part.take(a, rows, view=view)) for a in encoding.arrays})
+def _row_numbers(rows: "np.ndarray | Sequence[int]") -> np.ndarray:
+    """int64 (rows,). Raises UsageError for a mask or for fractions."""
+    index = np.asarray(rows)
+    if index.size and index.dtype.kind not in "iu":
+        raise UsageError(f"rows are chosen by number, not by {index.dtype}", hint="np.flatnonzero makes a mask so")
+    return index.astype(np.int64, copy=False)

@@ -60,6 +60,8 @@ class ShardFile:
         self._size = 0
         self._path: Path
         self._file: BinaryIO
+        self.adopted = False
+        """Whether `finish` found the shard standing there, so that its rows may not be quite those appended."""
         self._path, self._file = objects.temporary()
 
     def append(self, values: np.ndarray) -> None:
@@ -110,10 +112,12 @@ class ShardFile:
 
     def _adopt(self, ours: Payload) -> Payload:
         """What an earlier, interrupted run left whole: it is kept, since a reader may have it mapped."""
-        data = self._objects.get(self.key, limit=ours.bytes)
+        self.adopted = True
         chunks = len(ours.inner)
         index = shard_index(chunks, self._slots, self._inner_bytes)
-        if len(data) != ours.bytes or not data.endswith(index):
+        same_size = self._objects.size(self.key) == ours.bytes
+        data = self._objects.get(self.key, limit=ours.bytes) if same_size else b""
+        if not data.endswith(index):
             hint = "remove that file, then run the same command again"
             raise CorruptCacheError(f"{self.key} stands there, but is not a whole shard", hint=hint)
         return Payload(

@@ -1,23 +1,25 @@
 """Adding a part to a cache, shard by shard; nothing that was committed is ever changed."""
 
+import hashlib
 import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.commit import CommitRecord, find_parts, is_complete, read_part, seal, write_record
-from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, PartSpec, Shard, array_metadata
+from featurecache.store.commit import CommitRecord, find_parts, is_complete, metadata, read_part, seal, write_record
+from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, Asset, PartSpec, Shard
 from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
-from featurecache.store.shard_file import ShardFile
-from featurecache.store.validate import read_json
+from featurecache.store.shard_file import Payload, ShardFile
+from featurecache.store.validate import read_json, sign
 from featurecache.types import Json, Reason
 
-__all__ = ["CacheWriter", "ShardWriter", "create_cache", "matching_part"]
+__all__ = ["CacheWriter", "ShardWriter", "create_cache", "is_cache", "matching_part"]
 
 
 def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
@@ -26,13 +28,7 @@ def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
     Raises UsageError if the directory holds something else.
     """
     objects = LocalObjects(path)
-    if objects.root.exists() and not objects.root.is_dir():
-        raise UsageError(f"{path} is a file", hint="choose another --out")
-    if not objects.exists("cache.json"):
-        others = [name for name in objects.list() if name != "_tmp"]
-        if others:
-            hint = "choose another --out, or an empty directory"
-            raise UsageError(f"{path} is not a cache and not empty (it has {others[0]})", hint=hint)
+    if not is_cache(objects):
         value = {
             "format": "featurecache",
             "version": FORMAT,
@@ -40,12 +36,26 @@ def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "source": source,
         }
-        objects.put_new("cache.json", canonical_json(value))
+        objects.put_new("cache.json", sign(value))
     check_version(objects)
     if not objects.exists("zarr.json"):
         objects.put_new("zarr.json", canonical_json(GROUP))
     objects.sweep()
     return objects
+
+
+def is_cache(objects: LocalObjects) -> bool:
+    """Whether a cache stands there; False where there is nothing yet. Raises UsageError if it is something else."""
+    for place in (objects.root, *objects.root.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"cannot use {objects.root}: {place} is a file", hint="choose another --out")
+    others = [name for name in objects.list() if name != "_tmp"]  # first, since another run may be creating it
+    if objects.exists("cache.json"):
+        return True
+    if others:
+        hint = "choose another --out, or an empty directory"
+        raise UsageError(f"{objects.root} is not a cache and not empty (it has {others[0]})", hint=hint)
+    return False
 
 
 def check_version(objects: LocalObjects) -> Json:
@@ -81,11 +91,12 @@ def matching_part(objects: LocalObjects, split: str, kind: str, identity: Json) 
 
 def _create(objects: LocalObjects, part: PartSpec, assets: Mapping[str, bytes]) -> None:
     """Everything that a part consists of besides its shards; part.json comes last and says that it is all there."""
+    part = replace(
+        part, assets={name: Asset(len(data), hashlib.sha256(data).hexdigest()) for name, data in assets.items()}
+    )
     files = {f"{part.prefix}/assets/{name}": data for name, data in assets.items()}
-    files |= {f"{prefix}/zarr.json": canonical_json(GROUP) for prefix in (part.split, part.prefix)}
-    for array in part.arrays:
-        files[f"{part.prefix}/{array.name}/zarr.json"] = canonical_json(array_metadata(part, array))
-    described = canonical_json(part.to_json())
+    files |= metadata(part)
+    described = sign(part.to_json())
     if len(described) > MAX_PART_BYTES:
         raise UsageError(f"part.json of {part.prefix} would have {len(described):,} bytes", hint="too many class names")
     for key, data in files.items():
@@ -118,8 +129,12 @@ class CacheWriter:
     def pending(self) -> Iterator[Shard]:
         """Shards that are not committed, asked anew for each, so that another run's work is not done twice."""
         for shard in self.part.shards():
-            if not self.objects.exists(CommitRecord.key(self.part, shard)):
+            if not self.is_committed(shard):
                 yield shard
+
+    def is_committed(self, shard: Shard) -> bool:
+        """Whether a shard is done, by whichever run."""
+        return self.objects.exists(CommitRecord.key(self.part, shard))
 
     def open(self, shard: Shard) -> "ShardWriter":
         """Begin a shard."""
@@ -178,9 +193,12 @@ class ShardWriter:
         """Make every array durable, then say so in a commit record."""
         if self._rows != self.shard.rows:
             raise UsageError(f"shard {self.shard.index} has {self.shard.rows} rows, {self._rows} were written")
-        payloads = tuple(file.finish() for file in self._files.values())
-        invalid = {reason.name: int(self._reasons[reason]) for reason in Reason if reason and self._reasons[reason]}
-        record = CommitRecord(self.shard, payloads, invalid)
+        payloads = {name: file.finish() for name, file in self._files.items()}
+        reasons = self._reasons
+        if "reason" in payloads and self._files["reason"].adopted:
+            reasons = self._standing_reasons(payloads["reason"])
+        invalid = {reason.name: int(reasons[reason]) for reason in Reason if reason and reasons[reason]}
+        record = CommitRecord(self.shard, tuple(payloads.values()), invalid)
         write_record(self._objects, self._part, record)
         return record
 
@@ -188,3 +206,8 @@ class ShardWriter:
         """Give up the shard: no temporary file of it stays."""
         for file in self._files.values():
             file.discard()
+
+    def _standing_reasons(self, payload: Payload) -> np.ndarray:
+        """int64 (256,): how many rows have each reason in the file that stands, which another run wrote."""
+        data = self._objects.get(payload.key, limit=payload.bytes)
+        return np.bincount(np.frombuffer(data, np.uint8, self.shard.rows), minlength=256)

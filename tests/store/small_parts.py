@@ -1,6 +1,11 @@
 """Small parts written by CacheWriter, with the values they should hold."""
 
+import hashlib
+import json
+
 import numpy as np
+import safetensors.torch
+import torch
 
 from featurecache.fingerprint import content_hash, hash_rows, key_hash
 from featurecache.store.layout import REASON, VALID, EncodedOutput, PartSpec
@@ -15,6 +20,22 @@ def keys_of(rows):
 
 def rows_identity(rows):
     return {"kind": "rows", "fingerprint": hash_rows(keys_of(rows), range(rows)), "rows": rows}
+
+
+def signed(value):
+    """JSON with the hash of itself, by what docs/format.md says; a value that has no such hash stays as it is."""
+    if not isinstance(value, dict):
+        return json.dumps(value).encode()
+    content = {name: item for name, item in value.items() if name != "sha256"}
+    try:
+        digest = hashlib.sha256(_canonical(content)).hexdigest()
+        return _canonical({**content, "sha256": digest})
+    except ValueError:  # NaN, or half a surrogate pair
+        return json.dumps(value).encode()
+
+
+def _canonical(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def write_rows(objects, split="train", rows=10):
@@ -103,3 +124,24 @@ def write_part(objects, part, *, seed=0, skip=()):
         for name, values in rows.items():
             model[name][shard.view - views[0], shard.start : shard.stop] = values
     return model
+
+
+def add_probe(objects, name, order, *, split="train", teacher="id-one", weight=None, shape=(3,), rows=10):
+    """A probe of three classes on the embedding; returns its (weight, bias)."""
+    head = weight if weight is not None else torch.randn(3, 4, generator=torch.Generator().manual_seed(order))
+    bias = torch.arange(float(len(head))) + order
+    part = PartSpec(
+        name=name,
+        kind="probe",
+        split=split,
+        rows=rows,
+        identity={"kind": "probe", "name": name},
+        arrays=(ArraySpec("labelled", "uint8"),),
+        outputs=(EncodedOutput(OutputSpec("logits", shape), "head"),),
+        facts={"teacher_id": teacher, "input": "embedding", "order": order},
+    )
+    assets = {"head.safetensors": safetensors.torch.save({"weight": head, "bias": bias})}
+    writer = CacheWriter(objects, part, assets=assets)
+    for shard in writer.pending():
+        writer.write(shard, {"labelled": np.ones(shard.rows, np.uint8)})
+    return head.double().numpy(), bias.double().numpy()

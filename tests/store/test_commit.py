@@ -6,17 +6,31 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache.errors import CorruptCacheError, IncompleteError
+from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
 from featurecache.store import commit
-from featurecache.store.commit import CommitRecord, is_complete, latest_seal, read_records, seal, splits
+from featurecache.store.commit import (
+    CommitRecord,
+    check_array,
+    check_asset,
+    is_complete,
+    latest_seal,
+    read_asset,
+    read_part,
+    read_records,
+    seal,
+    splits,
+)
+from featurecache.store.layout import Asset
 from featurecache.store.objects import LocalObjects
-from tests.store.small_parts import teacher_part, write_part, write_rows
+from featurecache.store.writer import CacheWriter
+from tests.store.small_parts import signed, teacher_part, write_part, write_rows
 from tests.store.test_layout import HOSTILE, paths_of, replaced
 
 
 def rewrite(path, content):
+    """Put other bytes, or JSON with the right hash of itself, where something stands."""
     path.unlink()
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    path.write_bytes(content if isinstance(content, bytes) else signed(content))
 
 
 def test_a_record_says_what_is_on_disk(objects):
@@ -185,6 +199,13 @@ def test_a_record_too_many(objects):
         (("objects", 0), "x"),
         (("objects", 0, "bytes"), -1),
         (("objects", 0, "bytes"), "1"),
+        (("objects", 0, "sha256"), "0" * 63),
+        (("objects", 0, "key"), "../x"),
+        (("objects", 0), {}),
+        (("sealed",), 0),
+        (("previous",), "x"),
+        (("parts", 0), "train"),
+        (("parts", 0), "train/rows/label"),
     ],
 )
 def test_a_seal_that_cannot_be(objects, path, value):
@@ -202,3 +223,86 @@ def test_other_files_beside_the_seals(objects):
     for name in ("²", "007.json", "x.json", "1.json.bak"):
         (objects.root / "seals" / name).write_text("{}")
     assert latest_seal(objects) == sealed
+
+
+def test_a_seal_has_no_other_fields(objects):
+    write_rows(objects)
+    seal(objects)
+    file = objects.root / "seals/0.json"
+    value = json.loads(file.read_bytes())
+    for changed in ({**value, "more": 1}, {**value, "objects": [{**value["objects"][0], "more": 1}]}):
+        rewrite(file, changed)
+        with pytest.raises(CorruptCacheError, match="other fields than"):
+            latest_seal(objects)
+
+
+def test_a_seal_larger_than_its_cache_can_have_is_not_read(objects, monkeypatch):
+    write_rows(objects)
+    seal(objects)
+    value = json.loads((objects.root / "seals/0.json").read_bytes())
+    entry = value["objects"][-1]
+    value["objects"] = [{**entry, "key": f"x{number:09d}"} for number in range(9000)]
+    rewrite(objects.root / "seals/0.json", value)
+    assert (objects.root / "seals/0.json").stat().st_size > 2**20 + 512 * 20
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
+    with pytest.raises(CorruptCacheError, match=r"seals/0\.json in .* is larger than"):
+        latest_seal(objects)
+
+
+def test_a_seal_beyond_a_megabyte_of_a_cache_that_has_so_many_objects(objects):
+    write_rows(objects)
+    entry = json.loads(signed({"key": "x", "bytes": 0, "crc32c": 0}))
+    for number in range(600):
+        (objects.root / f"x{number}").touch()
+    value = {
+        "format": 1,
+        "number": 0,
+        "previous": None,
+        "sealed": "",
+        "parts": [],
+        "objects": [{**entry, "key": "x" * 200 + f"{number:09d}"} for number in range(3500)],
+    }
+    (objects.root / "seals").mkdir()
+    (objects.root / "seals/0.json").write_bytes(signed(value))
+    assert 2**20 < (objects.root / "seals/0.json").stat().st_size < 2**20 + 600 * 512
+    sealed = latest_seal(objects)
+    assert sealed is not None and sealed.parts == ()
+
+
+def test_assets_are_those_that_part_json_names(objects):
+    part = teacher_part()
+    CacheWriter(objects, part, assets={"tokenizer.json": b"{}"})
+    write_rows(objects)
+    write_part(objects, part)
+    (objects.root / "train/vit/assets/more.json").write_text("{}")
+    seal(objects)
+    found = read_part(objects, "train/vit")
+    assert found.assets == {"tokenizer.json": Asset(2, hashlib.sha256(b"{}").hexdigest())}
+    assert read_asset(objects, found, "tokenizer.json") == b"{}"
+    with pytest.raises(CorruptCacheError, match=r"names no asset more\.json"):
+        read_asset(objects, found, "more.json")
+    listed = {entry["key"] for entry in json.loads((objects.root / "seals/0.json").read_bytes())["objects"]}
+    assert "train/vit/assets/tokenizer.json" in listed and "train/vit/assets/more.json" not in listed
+    rewrite(objects.root / "train/vit/assets/tokenizer.json", b"[]")
+    for read in (read_asset, check_asset):
+        with pytest.raises(CorruptCacheError, match=r"tokenizer\.json is not what train/vit/part\.json names"):
+            read(objects, found, "tokenizer.json")
+
+
+def test_array_metadata_is_what_part_json_implies(objects):
+    part = teacher_part()
+    write_part(objects, part)
+    check_array(objects, part, part.array("embedding"))
+    path = objects.root / "train/vit/embedding/zarr.json"
+    rewrite(path, path.read_bytes().replace(b"float16", b"float32"))
+    with pytest.raises(CorruptCacheError, match=r"train/vit/embedding/zarr\.json is not the metadata"):
+        check_array(objects, part, part.array("embedding"))
+
+
+def test_shards_by_number():
+    part = teacher_part(2500, views=(3, 5))
+    assert part.shard_count == len(part.shards()) == 6
+    assert [part.shard(shard.view, shard.index) for shard in part.shards()] == part.shards()
+    for view, index in [(2, 0), (5, 0), (3, 3), (3, -1)]:
+        with pytest.raises(UsageError, match="has no shard"):
+            part.shard(view, index)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -21,7 +22,7 @@ from featurecache.store.layout import (
 from featurecache.types import ArraySpec, OutputSpec
 from tests.store.small_parts import rows_identity, teacher_part
 
-ITEM = {"float32": 4, "float16": 2, "uint8": 1, "uint16": 2, "uint64": 8, "int32": 4, "int64": 8}
+ITEM = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "uint16": 2, "uint64": 8, "int32": 4, "int64": 8}
 ARRAYS = st.tuples(st.sampled_from(list(ITEM)), st.lists(st.integers(1, 3000), max_size=2), st.just(0))
 """(dtype, shape, longest)"""
 
@@ -75,6 +76,15 @@ def test_array_metadata_of_a_ragged_array_has_room_for_the_longest_row():
     assert metadata["dimension_names"] == ["element"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fill"), [("float16", "NaN"), ("float32", "NaN"), ("int8", -128), ("uint8", 0), ("int64", 0)]
+)
+def test_fill_value_of_an_array(dtype, fill):
+    part = teacher_part(10, arrays=(ArraySpec("values", dtype, (3,)),))
+    found = array_metadata(part, part.arrays[0])["fill_value"]
+    assert (found, type(found)) == (fill, type(fill))
+
+
 @pytest.mark.parametrize("views", [None, (0, 1), (3, 7)])
 def test_part_json_reads_back(views):
     part = PartSpec(
@@ -85,7 +95,10 @@ def test_part_json_reads_back(views):
         identity={"kind": "teacher", "data": rows_identity(3), "ümlaut": [1.5, None, "ü"]},
         arrays=(ArraySpec("logits.values", "float16", (2, 3), ("a", "b")), ArraySpec("key", "uint8", longest=7)),
         views=views,
-        outputs=(EncodedOutput(OutputSpec("logits", (3,), ("x", "y", "z")), "topk:2@1"),),
+        outputs=(
+            EncodedOutput(OutputSpec("logits", (3,), ("x", "y", "z")), "topk:2@1"),
+            EncodedOutput(OutputSpec("embedding", (2,)), "int8:column", (0.0, 1.5)),
+        ),
         facts={"teacher": "vit", "teacher_id": "id"},
         provenance={"created": "now"},
     )
@@ -153,6 +166,7 @@ def replaced(value, path, new):
 
 
 PART = teacher_part(2500, views=(0, 2)).to_json()
+COLUMNS = {**PART, "outputs": [{**PART["outputs"][0], "encoding": "int8:column", "scale": [0, 1.5, 1e-9, 3e38]}]}
 ROWS = {
     **PART,
     "kind": "rows",
@@ -163,7 +177,7 @@ ROWS = {
 PROBE = {**PART, "kind": "probe", "facts": {"teacher_id": "a", "input": "embedding", "order": 0}}
 
 
-@pytest.mark.parametrize("good", [PART, ROWS, PROBE], ids=["teacher", "rows", "probe"])
+@pytest.mark.parametrize("good", [PART, ROWS, PROBE, COLUMNS], ids=["teacher", "rows", "probe", "columns"])
 @given(data=st.data())
 def test_hostile_part_json_is_refused_or_well_formed(good, data):
     path = data.draw(st.sampled_from(sorted(paths_of(good), key=str)))
@@ -213,3 +227,41 @@ def test_part_json_that_cannot_be(path, value):
 def test_part_json_that_is_something_else(value):
     with pytest.raises(CorruptCacheError, match="does not describe a part"):
         part_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        None,
+        {},
+        "1111",
+        [],
+        [1.0] * 3,
+        [1.0] * 5,
+        [1.0, 1.0, 1.0, -1.0],
+        [1.0, 1.0, 1.0, math.inf],
+        [1.0, 1.0, 1.0, math.nan],
+        [1.0, 1.0, 1.0, 1e39],
+        [1, 1, 1, 10**400],
+        [1.0, 1.0, 1.0, True],
+        [1.0, 1.0, 1.0, "1"],
+        [[1.0], 1.0, 1.0, 1.0],
+    ],
+    ids=str,
+)
+def test_scales_that_cannot_be(scale):
+    assert part_from_json(COLUMNS).outputs[0].scale == (0.0, 1.5, 1e-9, 3e38)
+    with pytest.raises(CorruptCacheError, match="does not describe a part"):
+        part_from_json(replaced(COLUMNS, ("outputs", 0, "scale"), scale))
+
+
+def test_scales_that_should_not_be():
+    for encoding in ("float16", "int8:row", "int8"):
+        with pytest.raises(CorruptCacheError, match="needs 0 scales, and has 4"):
+            part_from_json(replaced(COLUMNS, ("outputs", 0, "encoding"), encoding))
+
+
+def test_a_part_is_not_written_before_it_has_its_scales():
+    part = teacher_part(10)
+    with pytest.raises(UsageError, match="int8:column of embedding needs 4 scales, and has 0"):
+        dataclasses.replace(part, outputs=(EncodedOutput(OutputSpec("embedding", (4,)), "int8:column"),)).to_json()

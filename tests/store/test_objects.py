@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from featurecache.errors import CorruptCacheError, DiskFullError, UsageError
+from featurecache.errors import CorruptCacheError, DiskFullError, FeatureCacheError, UsageError
 from featurecache.store.objects import LocalObjects
 
 
@@ -133,3 +133,76 @@ def test_sweep_removes_what_nobody_writes_any_more(objects):
     os.utime(old, (time.time() - 90_000,) * 2)
     objects.sweep()
     assert not old.exists() and new.exists()
+
+
+def test_sweep_leaves_what_it_cannot_remove(objects):
+    path, file = objects.temporary()
+    file.close()
+    (path.parent / "directory").mkdir()
+    for name in path.parent.iterdir():
+        os.utime(name, (time.time() - 90_000,) * 2)
+    objects.sweep()
+    assert [name.name for name in path.parent.iterdir()] == ["directory"]
+
+
+def test_a_disk_that_fails(objects, monkeypatch):
+    def failed(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    objects.put_new("safe.json", b"safe")
+    monkeypatch.setattr(os, "link", failed)
+    with pytest.raises(FeatureCacheError, match="cannot write: .*Input/output error") as error:
+        objects.put_new("b.json", b"data")
+    assert type(error.value) is FeatureCacheError and "committed rows are kept" in error.value.hint
+    assert everything(objects) == {"safe.json": b"safe"}
+
+
+@pytest.mark.parametrize("lost", [FileExistsError(errno.EEXIST, "exists"), OSError(errno.EIO, "timed out")])
+def test_a_link_whose_answer_was_lost_is_ours(objects, monkeypatch, lost):
+    real = os.link
+
+    def link(*args):
+        real(*args)
+        raise lost  # as a network file system does that asks again after its first question was heard
+
+    monkeypatch.setattr(os, "link", link)
+    assert objects.put_new("a.json", b"data") is True
+    monkeypatch.setattr(os, "link", real)
+    assert objects.put_new("a.json", b"other") is False
+    assert everything(objects) == {"a.json": b"data"}
+
+
+def test_no_hard_links(objects, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(FeatureCacheError, match="is on a file system without hard links"):
+        objects.put_new("a.json", b"data")
+    assert everything(objects) == {}
+
+
+def test_a_temporary_file_that_another_run_swept_away(objects):
+    path, file = objects.temporary()
+    file.close()
+    path.unlink()
+    with pytest.raises(FeatureCacheError, match="cannot write: .*No such file"):
+        objects.publish(path, "a.json")
+    assert everything(objects) == {}
+
+
+def test_what_others_named_is_synced_before_it_is_built_upon(tmp_path, monkeypatch):
+    LocalObjects(tmp_path / "cache").put_new("a/b/c.json", b"")  # which may have been killed before each sync
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{tmp_path}/"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    objects = LocalObjects(tmp_path / "cache")
+    assert objects.put_new("a/b/c.json", b"") is False
+    assert {str(tmp_path), "cache", "cache/a", "cache/a/b"} <= set(synced)
+    del synced[:]
+    objects.sync("a/b")
+    assert synced == ["cache/a/b"]  # those above are known by now

@@ -7,9 +7,11 @@ import pytest
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError
 from featurecache.store.commit import CommitRecord
 from featurecache.store.layout import PartSpec
+from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.reader import open_cache
 from featurecache.store.writer import CacheWriter, create_cache, matching_part
+from featurecache.types import Reason
 from tests.store.small_parts import rows_identity, teacher_part, values_of, write_part, write_rows
 
 
@@ -143,6 +145,35 @@ def test_interleaved_writers_with_different_bits_agree_on_one(objects):
     assert found.records == {(0, 0): record}
     assert np.array_equal(found.whole("embedding"), values_of(part, shard, seed=2)["embedding"])
     assert list((objects.root / "_tmp").iterdir()) == []
+
+
+def test_a_record_counts_the_invalid_rows_that_stand(objects):
+    part = teacher_part()
+    (shard,) = part.shards()
+    rows = values_of(part, shard)
+    bad = {**rows, "valid": rows["valid"] * np.uint8(0), "reason": np.full(10, Reason.NOT_FINITE, np.uint8)}
+    killed, writer = (CacheWriter(objects, part).open(shard) for _ in range(2))
+    killed.append(bad)
+    writer.append(rows)
+    for file in killed._files.values():
+        file.finish()  # and killed here, before the record
+    assert writer.commit().invalid == {"NOT_FINITE": 10}
+
+
+def test_a_cache_that_another_run_creates_meanwhile(tmp_path, monkeypatch):
+    real = LocalObjects.exists
+
+    def exists(self, key):
+        found = real(self, key)
+        if not found and key == "cache.json":
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalObjects, "exists", real)
+                create_cache(tmp_path / "c", source={"data": "theirs"})
+        return found
+
+    monkeypatch.setattr(LocalObjects, "exists", exists)
+    create_cache(tmp_path / "c", source={"data": "ours"})
+    assert open_cache(tmp_path / "c").source == {"data": "theirs"}
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "uneven", "few", "many"])

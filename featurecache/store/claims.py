@@ -1,0 +1,105 @@
+"""Who is at work on which shard, so that two extractions of one part share it instead of doing everything twice.
+
+Claims are advice. Nothing that is read depends on them, and an error in them costs time, never data: a shard that two
+runs computed is committed once.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from featurecache.fingerprint import canonical_json
+from featurecache.store.layout import PartSpec, Shard
+from featurecache.store.objects import LocalObjects, disk_errors
+
+__all__ = ["Claims"]
+
+_STALE_SECONDS = 600.0
+"""A claim that nobody has renewed for so long may be taken over from another machine."""
+_RENEW_SECONDS = 30.0
+_MAX_BYTES = 4096
+
+
+class Claims:
+    """The shards of one part that this process has set out to do."""
+
+    def __init__(self, objects: LocalObjects, part: PartSpec) -> None:
+        self._objects = objects
+        self._folder = f"_claims/{part.prefix}"
+        self._mine: dict[Shard, Path] = {}
+        self._renewed = time.monotonic()
+        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+    def __enter__(self) -> "Claims":  # noqa: PYI034 - beartype cannot check Self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in list(self._mine):
+            self.release(shard)
+
+    def take(self, shard: Shard) -> bool:
+        """Claim a shard. False if another run that is alive has it."""
+        key = f"{self._folder}/{shard.view:05d}-{shard.index:07d}.json"
+        path = self._objects.path(key)
+        if path.exists() and not _is_stale(path):
+            return False
+        with disk_errors():
+            path.unlink(missing_ok=True)
+        # whole or not at all, for one cut off by a kill or a full disk would keep others waiting
+        if not self._objects.put_new(key, canonical_json(self._me)):
+            return False
+        self._mine[shard] = path
+        return True
+
+    def renew(self) -> None:
+        """Say that this run is still alive; cheap enough to be called after every batch."""
+        if time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            for path in self._mine.values():
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(path)
+
+    def release(self, shard: Shard) -> None:
+        """Give a shard back, done or not."""
+        self._mine.pop(shard).unlink(missing_ok=True)
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether the run that made a claim is gone, as far as can be told."""
+    try:
+        with path.open("rb") as file:
+            made = json.loads(file.read(_MAX_BYTES))
+        if made["host"] == socket.gethostname() and _started(int(made["pid"])) != made["started"]:
+            return True
+        return path.stat().st_mtime < time.time() - _STALE_SECONDS
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # half written, or somebody else's
+        return path.lstat().st_mtime < time.time() - _RENEW_SECONDS
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine began, in a form that only has to be compared; "" if it is gone.
+
+    After a restart, a process number may belong to somebody else; together with this it is unique.
+    """
+    if not Path("/proc/self/stat").exists():
+        return "alive" if _answers(pid) else ""
+    try:
+        fields = Path(f"/proc/{pid:d}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

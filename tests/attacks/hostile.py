@@ -1,0 +1,137 @@
+"""Caches that somebody has made to do harm, each from the same good one, and what has to happen to their readers."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.errors import FeatureCacheError
+from featurecache.store.commit import seal
+from featurecache.store.layout import EncodedOutput, PartSpec
+from featurecache.store.objects import LocalObjects
+from featurecache.store.reader import open_cache
+from featurecache.store.writer import CacheWriter, create_cache
+from featurecache.types import ArraySpec, OutputSpec
+from tests.attacks.reading import findings, read_plainly
+from tests.store.small_parts import signed, teacher_part, write_part, write_rows
+
+ROWS, DIM, CLASSES = 10, 4, 2
+EMBEDDING = "train/vit/embedding"
+RECORD = "train/vit/_commits/00000-0000000.json"
+MEGABYTE = 2**20
+EXIT_CODES = (2, 3, 5)
+"""No cache there, rows missing, damaged: what a reader may say of a hostile cache."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile cache."""
+
+    name: str
+    build: Callable[[Path], object]
+    """Turns a good cache into it."""
+    key: str
+    """What `verify` must name, and so must the reader where it refuses."""
+    says: str = ""
+    """What the reader says instead."""
+    is_read: bool = False
+    """Whether a reader gives the right values all the same, for it never looks there."""
+
+
+def write_good(root: Path) -> None:
+    """Ten rows, a teacher's embedding with a tokenizer beside it, a probe, a seal; no torch is needed."""
+    objects = create_cache(root, source={"data": "made up"})
+    write_rows(objects, rows=ROWS)
+    teacher = teacher_part(ROWS, dim=DIM)
+    CacheWriter(objects, teacher, assets={"tokenizer.json": b"{}"})
+    write_part(objects, teacher)
+    write_probe(objects, head_of(np.ones((CLASSES, DIM), "<f4"), np.zeros(CLASSES, "<f4")))
+    seal(objects)
+    for path in root.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+
+
+def write_probe(objects: LocalObjects, head: bytes) -> None:
+    part = PartSpec(
+        name="probe",
+        kind="probe",
+        split="train",
+        rows=ROWS,
+        identity={"kind": "probe", "teacher_id": "id-one", "input": "embedding"},
+        arrays=(ArraySpec("labelled", "uint8"),),
+        outputs=(EncodedOutput(OutputSpec("logits", (CLASSES,)), "head"),),
+        facts={"teacher_id": "id-one", "input": "embedding", "order": 0},
+    )
+    writer = CacheWriter(objects, part, assets={"head.safetensors": head})
+    for shard in writer.pending():
+        writer.write(shard, {"labelled": np.ones(ROWS, np.uint8)})
+
+
+def head_of(weight: np.ndarray, bias: np.ndarray) -> bytes:
+    """A safetensors file, by hand."""
+    size = weight.nbytes
+    tensors = {
+        "weight": {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [0, size]},
+        "bias": {"dtype": "F32", "shape": list(bias.shape), "data_offsets": [size, size + bias.nbytes]},
+    }
+    header = json.dumps(tensors).encode()
+    return len(header).to_bytes(8, "little") + header + weight.tobytes() + bias.tobytes()
+
+
+def read_all(root: Path) -> dict[str, bytes]:
+    """The same, and every output decoded."""
+    found = read_plainly(root)
+    reader = open_cache(root).split("train")
+    for name, tensor in reader.read(np.arange(ROWS), outputs=["embedding", "logits"]).items():
+        found[f"output {name}"] = tensor.numpy().tobytes()
+    return found
+
+
+@cache
+def right_values(good: Path) -> dict[str, bytes]:
+    """What the good cache gives."""
+    return read_all(good)
+
+
+def write(root: Path, key: str, value: object) -> None:
+    """Put bytes, or JSON with the right hash of itself, in a place, whatever stands there."""
+    path = root / key
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(value if isinstance(value, bytes) else signed(value))
+
+
+def value_of(root: Path, key: str) -> dict:
+    return json.loads((root / key).read_bytes())
+
+
+def change(root: Path, key: str, *path: str | int, to: object) -> None:
+    """Another value in a JSON file, with the hashes in it put right."""
+    value = value_of(root, key)
+    inner = value
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = to
+    write(root, key, value)
+
+
+def check(attack: Attack, good: Path, root: Path) -> None:
+    """The reader refuses, naming the object, or gives the right values; `verify` names the object."""
+    shutil.copytree(good, root)
+    attack.build(root)
+    if attack.is_read:
+        assert read_all(root) == right_values(good)
+    else:
+        with pytest.raises(FeatureCacheError) as refused:
+            read_all(root)
+        folder = attack.key.rpartition("/")[0] or attack.key
+        assert (attack.says or folder) in refused.value.message, refused.value
+        assert refused.value.exit_code in EXIT_CODES
+    told = findings(root)
+    assert any(attack.key in str(finding) for finding in told), told
