@@ -1,15 +1,19 @@
-"""Writing behind the teacher: one thread that appends, hashes and commits while the next batch is computed."""
+"""Writing behind the teacher: one thread collects, appends, hashes and commits while the next batch is computed."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 
 from featurecache.store.layout import Shard
 from featurecache.store.writer import CacheWriter, ShardWriter
 
-__all__ = ["BackgroundWriter"]
+__all__ = ["BackgroundWriter", "Rows"]
+
+Rows: TypeAlias = Mapping[str, np.ndarray]
+"""The next rows of a shard: (rows, *shape) for each array of the part."""
 
 _MOST_UNWRITTEN = 4
 """Batches that may wait for the disk: more would only use memory."""
@@ -21,42 +25,54 @@ class BackgroundWriter:
     def __init__(self, writer: CacheWriter) -> None:
         self._writer = writer
         self._executor = ThreadPoolExecutor(1, "writer")
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[Future[np.ndarray]] = deque()
         self._open: ShardWriter | None = None
         self._rows = 0
         self._failed = False
+        self._reasons = np.zeros(256, np.int64)
 
     def __enter__(self) -> "BackgroundWriter":  # noqa: PYI034 - beartype cannot check Self
         return self
 
-    def append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
-        """Queue one batch; commits the shard after its last row."""
-        self._submit(lambda: self._append(shard, rows))
+    def append(self, shard: Shard, rows: Callable[[], Rows]) -> None:
+        """Queue one batch, which `rows` gives when its turn has come; the shard is committed after its last row."""
+        self._waiting.append(self._executor.submit(self._append, shard, rows))
+        while len(self._waiting) > _MOST_UNWRITTEN or (self._waiting and self._waiting[0].done()):
+            self._collect()
+
+    def drain(self) -> None:
+        """Wait until all that was queued is written."""
+        while self._waiting:
+            self._collect()
+
+    @property
+    def reasons(self) -> np.ndarray:
+        """int64 (256,): how many of the rows that are written have each `Reason`."""
+        return self._reasons
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
-                while self._waiting:
-                    self._waiting.popleft().result()
+            if kind is None or issubclass(kind, GeneratorExit | KeyboardInterrupt):  # stopped runs keep what they have
+                self.drain()
         finally:
             self._executor.shutdown(cancel_futures=True)
             if self._open is not None:
                 self._open.discard()
 
-    def _submit(self, work: Callable[[], None]) -> None:
-        self._waiting.append(self._executor.submit(work))
-        while len(self._waiting) > _MOST_UNWRITTEN or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
+    def _collect(self) -> None:
+        self._reasons += np.bincount(self._waiting.popleft().result(), minlength=256)
 
-    def _append(self, shard: Shard, rows: Mapping[str, np.ndarray]) -> None:
+    def _append(self, shard: Shard, rows: Callable[[], Rows]) -> np.ndarray:
         if self._failed:
-            return  # a shard with a hole must never be filled up by what was queued behind it
+            return np.zeros(0, np.uint8)  # a shard with a hole must never be filled up by what was queued behind it
         self._failed = True
+        batch = rows()
         if self._open is None:
             self._open, self._rows = self._writer.open(shard), 0
-        self._open.append(rows)
-        self._rows += len(rows["valid"])
+        self._open.append(batch)
+        self._rows += len(batch["valid"])
         if self._rows == shard.rows:
             self._open.commit()
             self._open = None
         self._failed = False
+        return batch["reason"]

@@ -1,5 +1,6 @@
 """Reading, decoding and preparing samples in worker processes, batch by batch: one path for teacher and student."""
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from featurecache.errors import BadSampleError
+from featurecache.errors import BadSampleError, DiskFullError, FeatureCacheError, SourceError
 from featurecache.fingerprint import content_hash, hash_pixels
 from featurecache.inputs import Input, Inputs
 from featurecache.sources.base import Source
@@ -52,7 +53,10 @@ def load(
     hash_inputs: bool = False,
     pin_memory: bool = False,
 ) -> Iterator[Loaded]:
-    """Each batch of row numbers, read, decoded and collated, in the order given; `workers` processes run ahead."""
+    """Each batch of row numbers, read, decoded and collated, in the order given; `workers` processes run ahead.
+
+    Raises SourceError or DiskFullError where the source can no longer be read, as remote ones may not.
+    """
     torch.multiprocessing.set_sharing_strategy(
         "file_system" if workers else torch.multiprocessing.get_sharing_strategy()
     )
@@ -63,12 +67,22 @@ def load(
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, or every loader would draw from the random numbers of dropout
     )
-    yield from loader
+    for loaded in loader:
+        if isinstance(loaded, FeatureCacheError):
+            raise loaded
+        yield loaded
 
 
-class _Batches(Dataset[Loaded]):
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """^C reaches every process of a terminal; whether to go on to the end of a shard is not a worker's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Batches(Dataset["Loaded | FeatureCacheError"]):
     """A data set whose index is a whole batch of row numbers."""
 
     def __init__(self, source: Source, network_input: Input, hash_inputs: bool) -> None:
@@ -76,7 +90,13 @@ class _Batches(Dataset[Loaded]):
         self.input = network_input
         self.hash_inputs = hash_inputs
 
-    def __getitem__(self, rows: np.ndarray) -> Loaded:
+    def __getitem__(self, rows: np.ndarray) -> "Loaded | FeatureCacheError":
+        try:
+            return self._loaded(rows)
+        except (SourceError, DiskFullError) as error:
+            return error  # raised in a worker process, it would arrive as a traceback without its hint
+
+    def _loaded(self, rows: np.ndarray) -> Loaded:
         count = len(rows)
         reasons = np.zeros(count, np.uint8)
         contents, inputs = np.zeros(count, np.uint64), np.zeros(count, np.uint64)

@@ -13,7 +13,7 @@ from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import CacheWriter, matching_part
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["list_rows", "listed_contents", "rows_identity"]
+__all__ = ["ListedContents", "list_rows", "rows_identity", "rows_part"]
 
 
 def rows_identity(source: Source) -> Json:
@@ -27,22 +27,30 @@ def list_rows(source: Source, objects: LocalObjects, split: str) -> Iterator[Sha
     Every sample's bytes are read once, for their hash. Raises IdentityError if the split holds other samples.
     """
     identity = rows_identity(source)
-    part = matching_part(objects, split, "rows", identity) or _part(source, split, identity)
+    part = matching_part(objects, split, "rows", identity) or rows_part(source, split, identity)
     writer = CacheWriter(objects, part)
     for shard in writer.pending():
         writer.write(shard, _rows(source, part, shard))
         yield shard
 
 
-def listed_contents(source: Source, objects: LocalObjects, split: str) -> np.ndarray:
-    """uint64 (samples,): the content hash of each sample when it was listed. Raises IncompleteError, IdentityError."""
-    part = matching_part(objects, split, "rows", rows_identity(source))
-    if part is None:
-        raise IncompleteError(f"the rows of split {split!r} are not listed yet", hint="list_rows does so")
-    return PartReader(objects, part).whole("content_hash")
+class ListedContents:
+    """The content hash of each sample when it was listed, read as it is asked for."""
+
+    def __init__(self, source: Source, objects: LocalObjects, split: str) -> None:
+        """Raises IncompleteError if the split is not listed, IdentityError if it holds other samples."""
+        part = matching_part(objects, split, "rows", rows_identity(source))
+        if part is None:
+            raise IncompleteError(f"the rows of split {split!r} are not listed yet", hint="list_rows does so")
+        self._reader = PartReader(objects, part)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 (rows,). Raises IncompleteError if some are not listed yet."""
+        return self._reader.take(self._reader.part.array("content_hash"), rows)
 
 
-def _part(source: Source, split: str, identity: Json) -> PartSpec:
+def rows_part(source: Source, split: str, identity: Json) -> PartSpec:
+    """The part "rows" of a split, as it will be."""
     longest = max(len(key.encode()) for key in source.keys)
     return PartSpec(
         name="rows",

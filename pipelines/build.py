@@ -95,6 +95,7 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     loading = {
         "outputs": rows.outputs,
         "bank_rows": objective.bank_rows,
+        "shuffle": recipe.shuffle,
         "device": chosen,
         "workers": default_workers(chosen) if workers is None else workers,
     }

@@ -27,6 +27,8 @@ class Advance:
     unit: str = "rows"
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Short values to show beside the bar, such as the loss."""
+    until_safe: int = 0
+    """Units still to come until nothing is lost by stopping; 0 where that is so now."""
 
 
 Event: TypeAlias = Message | Advance

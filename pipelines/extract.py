@@ -1,16 +1,20 @@
 """`fc extract`: a teacher and a data set in, a sealed cache out."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.sources import Source, location, open_data
 from featurecache.types import Json
 from pipelines.describe import count_invalid
+from pipelines.dry_run import estimate
 from pipelines.events import Advance, Message, Run, default_device, default_workers
+from pipelines.space import check_space, need_of
 
 if TYPE_CHECKING:
+    from featurecache.extract import Progress
     from featurecache.store.layout import PartSpec
     from featurecache.store.objects import LocalObjects
 
@@ -33,41 +37,48 @@ def extract_cache(
     text_column: str = "text",
     label_column: str = "label",
     id_column: str = "id",
+    image_column: str | None = None,
     limit: int | None = None,
+    dry_run: bool = False,
     **teacher_options: Any,
 ) -> Run[Json]:
     """Run the teacher once over every split and seal the cache; run again after an interruption, it goes on.
 
     `teacher_options` are those of `load_teacher` (weights, img_size, crop_pct, max_length, pool, model_kwargs,
     trust_remote_code). Returns a summary: cache, digest, teacher, seconds, and for each split its rows and the invalid
-    ones by reason. Raises UsageError, IdentityError if the cache was made from something else, DiskFullError.
+    ones by reason; with `dry_run`, which writes nothing, the facts of `estimate`. Raises UsageError, IdentityError if
+    the cache was made from something else, DiskFullError, also before anything is written if there is no room.
     """
-    from featurecache.extract import extract, plan_part
+    from featurecache.extract import assets_of, extract, plan_part
+    from featurecache.measure import measured_part
     from featurecache.store.commit import seal
-    from featurecache.store.writer import create_cache
+    from featurecache.store.objects import LocalObjects
+    from featurecache.store.writer import create_cache, matching_part
     from featurecache.teachers import load_teacher, resolve_name
 
     began = time.monotonic()
-    columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
+    columns |= {"image_column": image_column} if image_column else {}
+    if fetched := [text for text in location(data) if "://" in text]:
+        yield Message(f"opening {', '.join(fetched)}: what is not here yet is fetched first")
     sources = open_data(data, splits=splits, limit=limit, **columns)
     yield Message(f"teacher {_resolved(teacher, resolve_name(teacher))}")
     network = load_teacher(teacher, modality=next(iter(sources.values())).modality, **teacher_options)
     plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
     parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}
-    objects = create_cache(out, source={"data": location(data), "limit": limit, **columns})
+    loading = partial(_loading, device=device, workers=workers, batch_size=batch_size)
+    objects = LocalObjects(out)
+    if dry_run:
+        return (yield from estimate(network, sources, parts, objects, loading))
+    check_space(need_of(objects, sources, parts, assets_of(network)), objects)
+    create_cache(out, source={"data": location(data), "limit": limit, **columns})
     yield from _list(objects, sources, parts)
-    chosen = device or default_device()
-    loaders = default_workers(chosen) if workers is None else workers
     for split, source in sources.items():
-        # starting processes for a few samples takes longer than decoding them
-        loading: dict[str, Any] = {
-            "batch_size": batch_size,
-            "workers": loaders if len(source) > 256 else 0,
-            "device": chosen,
-        }
-        for progress in extract(network, source, objects, parts[split], **loading):
-            facts = {"invalid": sum(progress.invalid.values())} if progress.invalid else {}
-            yield Advance(f"extract {split}", progress.done, progress.total, facts=facts)
+        part = parts[split]
+        if matching_part(objects, split, "teacher", part.identity) is None:
+            yield Message(f"measuring what the encodings of {split} cost")
+            part = measured_part(network, source, part, **loading(source))
+        yield from _followed(extract(network, source, objects, part, **loading(source)), f"extract {split}")
     sealed = seal(objects)
     return {
         "cache": str(out),
@@ -76,6 +87,14 @@ def extract_cache(
         "seconds": round(time.monotonic() - began, 1),
         "splits": {split: _count(objects, parts[split].identity, split) for split in sources},
     }
+
+
+def _loading(source: Source, *, device: str | None, workers: int | None, batch_size: int) -> dict[str, Any]:
+    """Options of `extract` for a split."""
+    chosen = device or default_device()
+    loaders = default_workers(chosen) if workers is None else workers
+    # starting processes for a few samples takes longer than decoding them
+    return {"batch_size": batch_size, "workers": loaders if len(source) > 256 else 0, "device": chosen}
 
 
 def _list(objects: "LocalObjects", sources: Mapping[str, Source], parts: "Mapping[str, PartSpec]") -> Run[None]:
@@ -89,6 +108,16 @@ def _list(objects: "LocalObjects", sources: Mapping[str, Source], parts: "Mappin
     for split, source in sources.items():
         for shard in list_rows(source, objects, split):
             yield Advance(f"list {split}", shard.stop, len(source))
+
+
+def _followed(run: "Iterator[Progress]", stage: str) -> Run[None]:
+    has_waited = False
+    for progress in run:
+        if progress.is_waiting and not has_waited:
+            has_waited = True
+            yield Message("another extraction is at work on the rows that are left: waiting for it")
+        facts = {"invalid": sum(progress.invalid.values())} if progress.invalid else {}
+        yield Advance(stage, progress.done, progress.total, facts=facts, until_safe=progress.until_safe)
 
 
 def _resolved(given: str, full: str) -> str:

@@ -45,6 +45,7 @@ def fit_teacher(
     precision: str = "float32",
     text_column: str = "text",
     label_column: str = "label",
+    image_column: str | None = None,
 ) -> Run[Json]:
     """Train all weights by cross-entropy: from pretrained ones (`ft`) or from random ones (`fr`).
 
@@ -59,7 +60,8 @@ def fit_teacher(
     from student.trainer import TrainSettings
 
     _check(mode, Path(out), weights=weights, epochs=epochs, batch_size=batch_size)
-    source = open_data(data, splits=["train"], text_column=text_column, label_column=label_column)["train"]
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "image_column": image_column}
+    source = open_data(data, splits=["train"], **columns)["train"]
     if not source.class_names:
         raise UsageError("a task teacher needs labels, and this data set has none")
     full = resolve_name(model)

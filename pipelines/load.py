@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featurecache.errors import IncompleteError, SourceError, UsageError
+from featurecache.errors import CorruptCacheError, FeatureCacheError, IncompleteError, SourceError, UsageError
 from featurecache.inputs import ImageInput, TextInput, input_from_json
 from featurecache.sources import Source, open_data
+from featurecache.store.validate import check_count
+from featurecache.types import Json
 
 if TYPE_CHECKING:
+    from featurecache.store.layout import PartSpec
     from featurecache.store.reader import Cache, CacheReader
 
 __all__ = ["has_outputs", "open_samples", "open_sealed", "open_split", "teacher_input"]
+
+
+_COLUMNS = ("text_column", "label_column", "id_column", "image_column")
 
 
 def open_sealed(path: str) -> "tuple[Cache, str]":
@@ -42,10 +48,15 @@ def open_split(cache: "Cache", split: str) -> "CacheReader":
 def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) -> Source:
     """The samples of a split: from `data`, or from where the cache says they were. Raises SourceError."""
     hint = cache.source
-    columns = {name: hint[name] for name in ("text_column", "label_column", "id_column") if name in hint}
+    columns = {name: hint[name] for name in _COLUMNS if name in hint}
+    places = hint.get("data", ())
+    if not data and any("://" in str(place) for place in places):
+        # a cache may come from anybody: it does not decide what addresses are called
+        message = f"the cache says its samples are at {', '.join(map(str, places))}"
+        raise SourceError(message, hint="give that address with --data to fetch them from there, or a local copy")
     limit = None if data else hint.get("limit")
     try:
-        return open_data(list(data or hint.get("data", ())), splits=[split], limit=limit, **columns)[split]
+        return open_data(list(data or places), splits=[split], limit=limit, **columns)[split]
     except SourceError as error:
         if data:
             raise
@@ -59,17 +70,33 @@ def teacher_input(
     """The input of the teacher behind the cache, at another size or length where one is given.
 
     The student sees the same crop and the same tokens as the teacher did. Raises UsageError for the option of the other
-    kind of input.
+    kind of input, CorruptCacheError if what the cache says of it makes no sense.
     """
     part = reader.teacher_part(next(iter(reader.outputs)))
     value = part.facts["input"]
+    if not isinstance(value, dict) or value.get("kind") not in ("image", "text"):
+        raise CorruptCacheError(f"{part.prefix}/part.json does not say what its teacher takes in")
     unused = "--max-length" if value["kind"] == "image" and max_length else ""
     unused = "--img-size" if value["kind"] == "text" and img_size else unused
     if unused:
         raise UsageError(f"{unused} cannot be used: the cache's teacher takes {value['kind']}s")
     if value["kind"] == "image":
-        found = input_from_json(value)
-        assert isinstance(found, ImageInput)
+        try:
+            found = input_from_json(value)
+            assert isinstance(found, ImageInput)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCacheError(f"{part.prefix}/part.json has an input that is none: {error}") from None
         return replace(found, size=img_size or found.size)
-    tokenizer = cache.asset(part, "tokenizer.json").decode()
-    return TextInput(tokenizer, max_length=max_length or value["max_length"])
+    return _text_input(cache, part, max_length or value.get("max_length"))
+
+
+def _text_input(cache: "Cache", part: "PartSpec", max_length: Json) -> TextInput:
+    """The tokenizer of a part, once tried. Raises CorruptCacheError if it is none."""
+    try:
+        found = TextInput(cache.asset(part, "tokenizer.json").decode(), max_length=check_count(max_length, below=2**31))
+        found.prepare("a trial")
+    except FeatureCacheError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the tokenizers package raises nothing more exact
+        raise CorruptCacheError(f"{part.prefix}/assets/tokenizer.json cannot be used: {error}") from None
+    return found

@@ -41,6 +41,8 @@ class TrainRecipe:
     """Largest gradient norm; 0 for no limit."""
     precision: str = "float32"
     """float32, or autocast to bfloat16 or float16."""
+    shuffle: Literal["auto", "global", "blocks"] = "auto"
+    """Rows as a whole, or in groups of blocks where the targets do not fit in memory; by default as they fit."""
     seed: int = 0
     """Of weights, order, dropout and negatives."""
     validation: float = 0.1
@@ -73,6 +75,8 @@ class TrainRecipe:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}", hint=f"it is at least {smallest}")
         if self.missing not in ("refuse", "skip"):
             raise UsageError(f"--missing is {self.missing!r}", hint="write refuse or skip")
+        if self.shuffle not in ("auto", "global", "blocks"):
+            raise UsageError(f"--shuffle is {self.shuffle!r}", hint="write auto, global or blocks")
 
     def to_json(self) -> Json:
         """All fields, as recipe.json keeps them."""

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurecache.sources import location
 from featurecache.types import Json
@@ -13,7 +13,7 @@ from pipelines.run_dir import RunDir
 if TYPE_CHECKING:
     from pipelines.build import Rows, TrainingRun
 
-__all__ = ["train_student"]
+__all__ = ["follow", "train_student"]
 
 _LOG_EVERY = 10
 """Steps between lines of metrics.jsonl: reading a loss makes the device wait."""
@@ -40,11 +40,15 @@ def train_student(
     yield from _left_out(rows)
     built = build(given, rows, device=device, workers=workers)
     try_once(built)
-    record = _record(given, rows, built)
     yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
     name = built.student.backbone.name.replace(":", "-")
-    run = RunDir.create(out or RunDir.named(Path("runs"), name, resume=resume), record, resume=resume)
+    path = Path(out or RunDir.named(Path("runs"), name, resume=resume))
+    if resume and given.shuffle == "auto":
+        built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
+    run = RunDir.create(path, _record(given, rows, built), resume=resume)
     yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
+    if built.training.shuffle == "blocks":
+        yield Message("rows are shuffled in groups of blocks, and read one group ahead: not all need fit in memory")
     if resume and run.is_finished():
         yield Message("it was finished before: nothing to do")
         return run.summary()
@@ -57,7 +61,7 @@ def train_student(
         checkpoint=run.checkpoint,
         resume=resume and run.checkpoint.exists(),
     )
-    result = yield from _follow(loop, run, built.settings.steps)
+    result = yield from follow(loop, run, built.settings.steps)
     return _finish(run, rows, built, result)
 
 
@@ -87,10 +91,17 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
         "input": built.student.backbone.input.to_json(),
         "steps": built.settings.steps,
         "learning_rate": built.settings.learning_rate,
+        "shuffle": built.training.shuffle,
     }
 
 
-def _follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
+def _shuffle_begun(path: Path) -> Literal["global", "blocks"] | None:
+    """How the run that stands there shuffles: memory may be freer now, but its order goes on."""
+    run = RunDir(path)
+    return run.recipe().get("shuffle") if (path / "recipe.json").exists() else None
+
+
+def follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
     """Write metrics and pass progress on; returns the last losses and the seconds of training."""
     from student.trainer import Step, Validated
 

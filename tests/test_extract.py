@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import featurecache.extract as extraction
 from featurecache import background
 from featurecache.errors import BadSampleError, DiskFullError, IdentityError, UnknownNameError, UsageError
 from featurecache.extract import extract, plan_part
@@ -191,6 +192,55 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, sma
     assert before.items() <= payloads(tmp_path / "whole").items()
     again = Counting("image", dim=16, classes=5)
     assert [step.done for step in run(tmp_path / "cut", source, again)] == [100] and again.rows == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_runs_share_the_work(tmp_path, small_shards, workers):
+    source = SyntheticImages(200)  # seven shards
+    list(run(tmp_path / "alone", source, batch_size=8))
+    teachers = [Counting("image", dim=16, classes=5) for _ in range(2)]
+    runs = [run(tmp_path / "shared", source, teacher, batch_size=8, workers=workers) for teacher in teachers]
+    steps = [[], []]
+    for number in [0, 1] * 1000:  # taking turns
+        if (step := next(runs[number], None)) is not None:
+            steps[number].append(step)
+    assert sum(teacher.rows for teacher in teachers) == 200 and all(teacher.rows >= 64 for teacher in teachers)
+    assert [(found[-1].done, found[-1].total) for found in steps] == [(200, 200)] * 2
+    assert payloads(tmp_path / "shared") == payloads(tmp_path / "alone")
+    assert not [path for path in (tmp_path / "shared/_claims").rglob("*") if path.is_file()]
+
+
+def test_a_run_that_has_nothing_to_do_waits_for_the_others(tmp_path, small_shards, monkeypatch):
+    source = SyntheticImages(50)  # two shards
+    first, second = (run(tmp_path, source, batch_size=8) for _ in range(2))
+    naps = []
+    monkeypatch.setattr(extraction.time, "sleep", lambda seconds: naps.append(seconds) or next(first, None))
+    assert not next(first).is_waiting and next(first).done == 8  # it has the first shard, and goes on in the naps
+    steps = list(second)
+    assert [step.done for step in steps if not step.is_waiting] == [0, 8, 16, 18, 50]
+    assert len(naps) == len([step for step in steps if step.is_waiting]) >= 3
+
+
+def test_what_is_lost_by_stopping_is_told(tmp_path, small_shards):
+    steps = list(run(tmp_path, SyntheticImages(70), batch_size=10))  # shards of 32, 32 and 6 rows
+    assert [(step.done, step.until_safe) for step in steps] == [
+        (0, 0),
+        *[(10, 22), (20, 12), (30, 2), (32, 0)],
+        *[(42, 22), (52, 12), (62, 2), (64, 0)],
+        (70, 0),
+        (70, 0),
+    ]
+
+
+@pytest.mark.parametrize("batches", [1, 4, 5, 8])
+def test_a_shard_that_was_full_is_kept_when_a_run_is_closed(tmp_path, small_shards, batches, monkeypatch):
+    monkeypatch.setattr(background, "_MOST_UNWRITTEN", 1000)
+    running = run(tmp_path, SyntheticImages(100), batch_size=8)
+    for _ in range(1 + batches):
+        next(running)
+    running.close()
+    assert len(list((tmp_path / "train/random-image").rglob("_commits/*.json"))) == batches // 4
+    assert not [path for folder in ("_tmp", "_claims") for path in (tmp_path / folder).rglob("*") if path.is_file()]
 
 
 def test_a_batch_that_could_not_be_written_leaves_no_gap(tmp_path, monkeypatch, small_shards):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featurecache.errors import BadSampleError
+from featurecache.errors import BadSampleError, SourceError
 from featurecache.fingerprint import content_hash, hash_pixels
 from featurecache.inputs import ImageInput
 from featurecache.loader import load
@@ -71,3 +71,24 @@ def test_an_image_too_thin_to_resize():
 
     (batch,) = load(One(1), ImageInput(size=224), [np.arange(1)])
     assert batch.reasons.tolist() == [Reason.IMAGE_TOO_LARGE] and dict(batch.inputs) == {}
+
+
+class Gone(SyntheticTexts):
+    """A source that cannot be read any more after its first samples, as one on the web may not."""
+
+    def __getitem__(self, index):
+        if index > 6:
+            raise SourceError("the server is gone", hint="run it again")
+        return super().__getitem__(index)
+
+    def iter(self, start, stop):
+        return map(self.__getitem__, range(start, stop))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_source_says_arrives_with_its_hint(workers):
+    loading = load(Gone(10), load_teacher("random", modality="text").input, BATCHES, workers=workers)
+    next(loading)
+    with pytest.raises(SourceError) as error:
+        next(loading)
+    assert (error.value.message, error.value.hint) == ("the server is gone", "run it again")

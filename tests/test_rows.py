@@ -3,7 +3,7 @@ import pytest
 
 from featurecache.errors import IdentityError, IncompleteError
 from featurecache.fingerprint import content_hash
-from featurecache.rows import list_rows, listed_contents
+from featurecache.rows import ListedContents, list_rows
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
 from featurecache.store.commit import seal
 from featurecache.store.reader import open_cache
@@ -29,7 +29,7 @@ def test_rows_say_what_the_source_holds(tmp_path, kind):
     assert reader.content_hashes.tolist() == expected
     assert np.array_equal(reader.rows_of(source.keys[::-1]), np.arange(len(source))[::-1])
     assert list(list_rows(source, objects, "train")) == []
-    assert listed_contents(source, objects, "train").tolist() == expected
+    assert ListedContents(source, objects, "train")(np.arange(len(source))).tolist() == expected
 
 
 def test_listing_goes_on_where_it_was_interrupted(tmp_path):
@@ -39,7 +39,7 @@ def test_listing_goes_on_where_it_was_interrupted(tmp_path):
     assert next(listing).index == 0
     listing.close()
     with pytest.raises(IncompleteError):
-        listed_contents(source, objects, "train")
+        ListedContents(source, objects, "train")(np.arange(len(source)))
     assert [shard.index for shard in list_rows(source, objects, "train")] == [1, 2]
     assert open_cache(tmp_path / "cache").split().keys == source.keys
 
@@ -60,11 +60,11 @@ def test_a_split_may_be_added_to_a_sealed_cache(tmp_path):
     list(list_rows(Encoded([b"a", b"b"]), objects, "train"))
     seal(objects)
     list(list_rows(Encoded([b"c"]), objects, "test"))
-    assert listed_contents(Encoded([b"c"]), objects, "test").tolist() == [content_hash(b"c")]
+    assert ListedContents(Encoded([b"c"]), objects, "test")(np.arange(1)).tolist() == [content_hash(b"c")]
     seal(objects)
     assert open_cache(tmp_path / "cache").splits == ["test", "train"]
 
 
 def test_nothing_is_listed(tmp_path):
     with pytest.raises(IncompleteError, match="rows of split 'train' are not listed yet"):
-        listed_contents(Encoded([b"a"]), create_cache(tmp_path, source={}), "train")
+        ListedContents(Encoded([b"a"]), create_cache(tmp_path, source={}), "train")

@@ -14,6 +14,7 @@ from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.shell import shell_init
 from pipelines.cli.train import evaluate, train_student
+from pipelines.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "fit-teacher": fit_teacher,
     "info": info,
     "status": status,
+    "verify": verify,
     "list": list_names,
     "demo": demo,
 }

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import DiskFullError, FeatureCacheError
 from featurecache.types import Json
+from pipelines.cli.interrupts import Interrupts
 from pipelines.events import Advance, Event, Message, Run
 
 __all__ = ["fail", "follow", "note", "show", "write"]
@@ -57,23 +58,39 @@ def fail(error: FeatureCacheError) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
-def follow(run: Run[Result], *, interrupted: str) -> Result:
-    """Run a pipeline to its end, showing its progress; `interrupted` is what to say after ^C."""
+def follow(run: Run[Result], *, interrupted: Callable[[], str] | str) -> Result:
+    """Run a pipeline to its end, showing its progress; `interrupted` is what to say after ^C, SIGTERM, or a full disk.
+
+    Exits with 130 or 143, as shells count signals. Raises what the pipeline raises.
+    """
     try:
-        return _shown(run)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second ^C ends it at once
-        run.close()
-        note(f"\ninterrupted: {interrupted}")
-        raise SystemExit(130) from None
+        with Interrupts(note) as interrupts:
+            try:
+                return _shown(run, interrupts)
+            except KeyboardInterrupt:
+                pass
+            except RuntimeError:
+                if not interrupts.number:  # else it is a loader process that the signal has ended too
+                    raise
+            run.close()
+    except DiskFullError as error:
+        raise DiskFullError(error.message, hint=f"free some space. {_told(interrupted)}") from error
+    note(f"\ninterrupted: {_told(interrupted)}")
+    raise SystemExit(128 + (interrupts.number or signal.SIGINT))
 
 
-def _shown(run: Run[Result]) -> Result:
+def _told(text: Callable[[], str] | str) -> str:
+    return text if isinstance(text, str) else text()
+
+
+def _shown(run: Run[Result], interrupts: Interrupts) -> Result:
     can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     display = _Bars() if can_draw else _PlainLines()
     try:
         while True:
-            display.update(next(run))
+            event = next(run)
+            display.update(event)
+            interrupts.stop_here(event)
     except StopIteration as stop:
         result: Result = stop.value
         return result

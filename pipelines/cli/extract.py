@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from featurecache.errors import FeatureCacheError
 from pipelines.cli import console
 from pipelines.cli.options import (
+    COLUMNS,
     MACHINE,
     MODEL,
-    TEXT_FILES,
     TRAINING,
     CacheOption,
     DeviceOption,
+    ImageColumn,
     JsonFlag,
     LabelColumn,
     LimitOption,
@@ -48,7 +50,7 @@ def extract(
     encode: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OUTPUT=SPEC", help="float32, topk:K or float16, which is the default.", rich_help_panel=OUTPUTS
+            metavar="OUTPUT=SPEC", help="float16 (the default), float32, int8 or topk:K.", rich_help_panel=OUTPUTS
         ),
     ] = None,
     temperatures: Annotated[
@@ -81,14 +83,18 @@ def extract(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     id_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the key, where there is one.", rich_help_panel=TEXT_FILES)
+        str, typer.Option(metavar="NAME", help="Column of the key, where there is one.", rich_help_panel=COLUMNS)
     ] = "id",
+    image_column: ImageColumn = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per forward pass.", rich_help_panel=MACHINE)
     ] = 64,
     workers: WorkersOption = None,
     device: DeviceOption = None,
     amp: Precision = "float32",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many bytes, files and hours it would take.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a frozen teacher once over data and keep its outputs.
@@ -123,11 +129,14 @@ def extract(
         text_column=text_column,
         label_column=label_column,
         id_column=id_column,
+        image_column=image_column,
         limit=limit,
+        dry_run=dry_run,
         **options,
     )
     console.show(
-        console.follow(run, interrupted=f"committed rows are kept; go on with\n  {resume_command()}"), as_json=as_json
+        console.follow(run, interrupted=lambda: "nothing was written" if dry_run else _how_to_go_on(out)),
+        as_json=as_json,
     )
 
 
@@ -185,6 +194,7 @@ def fit_teacher(
     ] = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
+    image_column: ImageColumn = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per step.", rich_help_panel=MACHINE)
     ] = 32,
@@ -219,8 +229,21 @@ def fit_teacher(
         precision=amp,
         text_column=text_column,
         label_column=label_column,
+        image_column=image_column,
     )
     console.show(console.follow(run, interrupted="no teacher was written"), as_json=as_json)
+
+
+def _how_to_go_on(out: str) -> str:
+    """What was kept, counted on the disk, and the command that goes on from there."""
+    from pipelines.describe import describe_progress
+
+    try:
+        parts = describe_progress(out)["parts"].items()
+        kept = ", ".join(f"{name} {part['committed']:,} of {part['rows']:,} rows" for name, part in parts)
+    except FeatureCacheError:
+        kept = ""
+    return f"{f'committed are {kept}' if kept else 'nothing was committed yet'}; go on with\n  {resume_command()}"
 
 
 def resume_command() -> str:

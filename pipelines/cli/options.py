@@ -11,14 +11,15 @@ from featurecache.errors import UsageError
 from featurecache.types import Json
 
 __all__ = [
+    "COLUMNS",
     "DATA",
     "MACHINE",
     "MODEL",
-    "TEXT_FILES",
     "TRAINING",
     "CacheOption",
     "DataOption",
     "DeviceOption",
+    "ImageColumn",
     "JsonFlag",
     "LabelColumn",
     "LimitOption",
@@ -38,9 +39,9 @@ DATA = "Samples and labels"
 MODEL = "Model"
 MACHINE = "Speed and memory"
 TRAINING = "Training"
-TEXT_FILES = "Columns of text files"
+COLUMNS = "Columns of text files and tables"
 
-_DATA_HELP = "A name, a folder, tars or a text file; or --data train=A --data test=B."
+_DATA_HELP = "A name, a folder, tars, tables, texts, https://HOST/X.tar, hf:NAME; or --data train=A --data test=B."
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 CacheOption = Annotated[str, typer.Option("--cache", metavar="DIR", help="The cache's directory.")]
@@ -66,8 +67,12 @@ Precision = Annotated[
         "--amp", metavar="DTYPE", help="float32, or autocast to bfloat16 or float16.", rich_help_panel=MACHINE
     ),
 ]
-TextColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the text.", rich_help_panel=TEXT_FILES)]
-LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the label.", rich_help_panel=TEXT_FILES)]
+TextColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the text.", rich_help_panel=COLUMNS)]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the image, where several could be.", rich_help_panel=COLUMNS),
+]
+LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the label.", rich_help_panel=COLUMNS)]
 
 
 def existing_device(name: str | None) -> str | None:

@@ -77,6 +77,10 @@ def train_student(
     clip: Annotated[
         float, typer.Option(min=0, metavar="NORM", help="Largest gradient norm; 0 for none.", rich_help_panel=TRAINING)
     ] = 1.0,
+    shuffle: Annotated[
+        Literal["auto", "global", "blocks"],
+        typer.Option(metavar="HOW", help="global, or blocks for more than memory holds.", rich_help_panel=TRAINING),
+    ] = "auto",
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of weights, order, dropout, negatives.", rich_help_panel=TRAINING)
     ] = 0,
@@ -124,6 +128,7 @@ def train_student(
         warmup=warmup,
         clip=clip,
         precision=amp,
+        shuffle=shuffle,
         seed=seed,
         validation=validation,
         labels=labels,

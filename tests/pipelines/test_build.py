@@ -9,9 +9,12 @@ import pytest
 
 from featurecache.errors import CorruptCacheError, IncompleteError, SourceError, UnknownNameError, UsageError
 from featurecache.sources import open_data
+from featurecache.store.reader import open_cache
+from featurecache.store.writer import create_cache
 from featurecache.types import NO_LABEL
 from pipelines import extract_cache, finish, fit_probe
 from pipelines.build import build, open_rows
+from pipelines.load import open_samples
 from pipelines.recipe import TrainRecipe
 from student.selection import labelled_rows, validation_rows
 
@@ -232,6 +235,14 @@ def test_data_that_moved_are_asked_for(text_cache, tmp_path):
     assert "--data" in caught.value.hint
     rows, _ = built(cache, **FAST, data=(str(tmp_path / "elsewhere"),))
     assert len(rows.keys) == 160 and rows.joined.changed_labels == 0
+
+
+def test_a_cache_does_not_decide_what_is_fetched(tmp_path, monkeypatch):
+    create_cache(tmp_path, source={"data": ["train=http://127.0.0.1:9/x.tar"]})
+    monkeypatch.setattr("pipelines.load.open_data", lambda *_, **__: pytest.fail("an address was opened"))
+    with pytest.raises(SourceError, match=r"the cache says its samples are at train=http://127.0.0.1:9/x.tar") as error:
+        open_samples(open_cache(tmp_path), "train")
+    assert "--data" in error.value.hint
 
 
 def test_a_damaged_cache_is_not_read(text_cache, tmp_path):

@@ -1,12 +1,16 @@
 """What a cache holds and how far it is, from what is on disk."""
 
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from featurecache.errors import UsageError
 from featurecache.store.reader import open_cache
 from pipelines import describe_cache, describe_progress, extract_cache, finish, fit_probe
+from pipelines.describe import output_text
+from tests.store.small_parts import teacher_part
 
 
 @pytest.fixture
@@ -23,7 +27,10 @@ def test_a_finished_cache(cache):
     train, test = facts["splits"]["train"], facts["splits"]["test"]
     assert list(train) == ["probe", "random-text", "rows"] and list(test) == ["random-text", "rows"]
     assert train["rows"]["rows"] == 160 and train["rows"]["modality"] == "text" and train["rows"]["classes"] == 4
-    assert train["random-text"]["outputs"] == {"embedding": "[16] float32", "logits": "[4] float16"}
+    embedding, logits = (train["random-text"]["outputs"][name] for name in ("embedding", "logits"))
+    assert embedding == "[16] float32: nothing is lost, on 160 rows"
+    costs = r"cosine 1\.000000 \(lowest 1\.000000\), largest error 0\.00\d+, KL \S+, same first class 100\.00%"
+    assert re.fullmatch(rf"\[4\] float16: {costs}, on 160 rows", logits)
     assert train["random-text"]["teacher"] == "random-text" and len(train["random-text"]["weights_sha256"]) == 64
     assert train["probe"]["labels"] == 50 and train["probe"]["outputs"] == {"logits": "[4] head"}
     assert train["random-text"]["bytes"] == sum(
@@ -58,3 +65,35 @@ def test_no_cache(tmp_path):
     for describe in (describe_cache, describe_progress):
         with pytest.raises(UsageError, match="there is no cache at"):
             describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        ({"cosine": 0.99997365, "lowest_cosine": 0.9, "largest_error": 0.00312, "rows": 1024}, 1),
+        ({"kl": {"1": 0.00123, "2": 2e-5}, "mass": {"1": 0.98765, "2": 0.5}, "rows": 256}, 2),
+        ({}, None),
+        ({"rows": 9}, None),
+        ({"cosine": 1.0}, None),
+        ([], None),
+        ("cosine", None),
+        ({"kl": {"\x1b[2J": 0.5, "1": 10**400}, "mass": 10**400, "largest_error": 10**400, "rows": 3}, None),
+        ({"cosine": "1", "lowest_cosine": [], "largest_error": None, "kl": [1], "rows": 3}, None),
+    ],
+)
+def test_what_an_encoding_costs_in_words(cost, text):
+    expected = {
+        1: ": cosine 0.999974 (lowest 0.900000), largest error 0.0031, on 1,024 rows",
+        2: ": KL 0.00123 at T=1, 2e-05 at T=2, mass kept 0.988 at T=1, 0.5 at T=2, on 256 rows",
+        None: "",
+    }[text]
+    part = teacher_part(10)
+    shown = output_text(replace(part, provenance={"encoding_cost": {"embedding": cost}}), part.outputs[0])
+    assert shown == f"[4] float16{expected}"
+
+
+@pytest.mark.parametrize("costs", [None, [], "embedding", {"other": {}}])
+def test_costs_that_are_not_there(costs):
+    part = teacher_part(10)
+    assert output_text(replace(part, provenance={"encoding_cost": costs}), part.outputs[0]) == "[4] float16"
+    assert output_text(part, part.outputs[0]) == "[4] float16"

@@ -1,0 +1,83 @@
+"""The forward pass of a teacher over a loaded batch: on its device, texts of like length together, under autocast."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featurecache.errors import UnknownNameError
+from featurecache.inputs import Inputs
+from featurecache.teachers.base import Teacher
+
+__all__ = ["PRECISIONS", "Forward"]
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What the teacher computes in; other than float32 means autocast."""
+
+
+class Forward:
+    """Runs a teacher on loaded inputs, without gradients."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        precision: str = "float32",
+    ) -> None:
+        """Moves the teacher to the device. Raises UnknownNameError for a precision that is none of PRECISIONS."""
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+        self.device = torch.device(device)
+        self._teacher = teacher.to(self.device)
+        self._batch_size = batch_size
+        self._autocast = PRECISIONS[precision]
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def outputs(self, inputs: Inputs) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """For each forward pass: int64 positions among the inputs, and every output of theirs, floating point
+        (positions, *shape) on the device. Nothing for inputs without a sample."""
+        if not inputs:
+            return
+        with torch.inference_mode():
+            for chosen, batch in _by_length(inputs, self._batch_size):
+                moved = self._moved(batch)
+                with self._precision():
+                    outputs = dict(self._teacher(moved))
+                yield chosen, outputs
+
+    def _moved(self, batch: Inputs) -> Inputs:
+        """The batch on the device; copied to a GPU while it still computes the batch before."""
+        if self._copies is None:
+            return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        with torch.cuda.stream(self._copies):
+            moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copies)
+        for tensor in moved.values():
+            tensor.record_stream(computing)  # or its memory would be given away when the copying stream is done
+        return moved
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._autocast)
+
+
+def _by_length(inputs: Inputs, batch_size: int) -> Iterator[tuple[np.ndarray, Inputs]]:
+    """Batches for the network; texts of like length together, so that little is spent on padding."""
+    if "mask" not in inputs:
+        for start in range(0, len(inputs["images"]), batch_size):
+            chosen = np.arange(start, min(start + batch_size, len(inputs["images"])))
+            yield chosen, {"images": inputs["images"][start : start + batch_size]}
+        return
+    lengths = inputs["mask"].sum(1).numpy()
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = int(lengths[chosen].max())
+        yield chosen, {name: tensor[chosen, :longest] for name, tensor in inputs.items()}
