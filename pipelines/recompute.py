@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurecache.errors import IdentityError, TeacherError, differences
+from featurecache.errors import CorruptCacheError, IdentityError, TeacherError, differences
 from featurecache.types import Json, Modality, SparseLogits
 from pipelines.events import Advance, Message, Run, default_device
 from pipelines.load import has_outputs, open_samples, open_split
@@ -67,12 +67,15 @@ def _load(
     """The teacher behind a part. Raises IdentityError if it is another one, TeacherError."""
     from featurecache.teachers import load_teacher
 
-    spec, options = _described(part)
+    try:
+        spec, options = _described(part)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(f"{part.prefix}/part.json does not say what its teacher is: {error!r}") from None
     if model_kwargs:
         options["model_kwargs"] = model_kwargs
     name = teacher or spec
     if name is None:
-        hint = "name it with --teacher, as it was named for `fc extract`"
+        hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
         raise TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
     modality: Modality = "text" if part.facts["input"]["kind"] == "text" else "image"
     try:
@@ -90,7 +93,11 @@ def _load(
 
 
 def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
-    """The name and options of `load_teacher` that a part's identity leads to; no name where it knows of none."""
+    """The name of a teacher as a part's identity gives it, and options that only concern its input.
+
+    A cache may come from anybody, so no name in it leads to code: of a module of one's own, and of a model with
+    arguments, there is no name here, and the user has to give it.
+    """
     identity, seen = part.identity["teacher"], part.facts["input"]
     library = identity["library"]
     geometry = {"img_size": seen["size"], "crop_pct": seen["crop_pct"]} if seen["kind"] == "image" else {}
@@ -99,9 +106,9 @@ def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
         sizes = {"dim": shapes.get("embedding", (64,))[0], "classes": shapes.get("logits", (0,))[0]}
         return "random", {"model_kwargs": sizes}
     if library == "timm":
-        return f"timm:{part.facts['teacher']}", {**geometry, "model_kwargs": identity["config"]["model_kwargs"]}
+        return None if identity["config"]["model_kwargs"] else f"timm:{part.facts['teacher']}", geometry
     if library == "torch":
-        return f"torch:{identity['model']}", {**geometry, "model_kwargs": identity["config"]["model_kwargs"]}
+        return None, geometry
     length = {} if geometry else {"max_length": seen["max_length"]}
     is_minilm = part.facts["teacher"] == "all-MiniLM-L6-v2"
     return "minilm" if is_minilm else None, {**geometry, **length, "pool": identity["outputs"]["embedding"]["pool"]}

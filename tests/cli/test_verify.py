@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -109,6 +110,26 @@ def test_a_teacher_of_another_kind(run, cache, tmp_path, monkeypatch):
     done = run("verify", cache, "--recompute", "4", "--teacher", "torch:a_teacher_of_mine:make", "--device", "cpu")
     assert done.code == 4 and "made by another teacher" in done.err and "library" in done.err
     assert run("verify", cache, "--recompute", "4", "--teacher", "vit_smal").code == 2
+
+
+def test_a_name_in_a_cache_runs_no_code(run, tmp_path, monkeypatch):
+    """A module of one's own is imported where the user names it, and never because a cache does."""
+    (tmp_path / "with_a_trace.py").write_text(
+        "import pathlib, torch\n"
+        "pathlib.Path('trace').touch()\n"
+        "network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"img_size": 16, "workers": 0, "device": "cpu"}
+    finish(extract_cache(teacher="torch:with_a_trace:network", data="synthetic:20", out="cache", **options))
+    (tmp_path / "trace").unlink()
+    monkeypatch.delitem(sys.modules, "with_a_trace")
+    done = run("verify", "cache", "--recompute", "4", "--device", "cpu")
+    assert done.code == 2 and "--teacher" in done.err and not (tmp_path / "trace").exists()
+    assert "with_a_trace" not in sys.modules
+    named = ["--teacher", "torch:with_a_trace:network"]
+    assert run("verify", "cache", "--recompute", "4", "--device", "cpu", *named).code == 0
 
 
 def test_other_data(run, cache):
