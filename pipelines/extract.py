@@ -51,8 +51,8 @@ def extract_cache(
     """
     from featurecache.extract import assets_of, extract, plan_part
     from featurecache.measure import measured_part
-    from featurecache.store.commit import seal
     from featurecache.store.objects import LocalObjects
+    from featurecache.store.seals import seal
     from featurecache.store.writer import create_cache, matching_part
     from featurecache.teachers import load_teacher, resolve_name
 

@@ -33,7 +33,7 @@ def fit_probe(
     """
     import numpy as np
 
-    from featurecache.store.commit import seal
+    from featurecache.store.seals import seal
     from pipelines.load import open_sealed
     from student.linear_probe import fit_linear_probe
     from student.selection import labelled_rows, validation_rows

@@ -47,7 +47,7 @@ def need_of(
     Raises UsageError if something else than a cache stands there, IdentityError for a cache of something else.
     """
     from featurecache.rows import rows_identity, rows_part
-    from featurecache.store.commit import latest_seal
+    from featurecache.store.seals import latest_seal
     from featurecache.store.writer import is_cache, matching_part
 
     is_cache(objects)

@@ -73,7 +73,7 @@ def verify_cache(
 
 
 def _digest(objects: "LocalObjects") -> str | None:
-    from featurecache.store.commit import latest_seal
+    from featurecache.store.seals import latest_seal
 
     seal = latest_seal(objects)
     return seal.digest if seal else None

@@ -9,8 +9,8 @@ from torch import Tensor
 from featurecache.extract import extract, plan_part
 from featurecache.fingerprint import hash_rows
 from featurecache.rows import list_rows
-from featurecache.store.commit import seal
 from featurecache.store.reader import Cache, open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import create_cache
 from featurecache.teachers.random_projection import RandomProjection
 from featurecache.types import NO_LABEL, Sample

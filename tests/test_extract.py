@@ -14,8 +14,8 @@ from featurecache.rows import list_rows
 from featurecache.sources.decode import decode
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
 from featurecache.store import layout
-from featurecache.store.commit import seal
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import ShardWriter, create_cache
 from featurecache.teachers.random_projection import RandomProjection
 from featurecache.types import Reason

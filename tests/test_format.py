@@ -16,8 +16,8 @@ ROWS, VIEWS = 2500, 2
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """(root, what the arrays should hold, keys): written by the project, read below without it."""
-    from featurecache.store.commit import seal
     from featurecache.store.layout import REASON, VALID
+    from featurecache.store.seals import seal
     from featurecache.store.writer import create_cache
     from featurecache.types import ArraySpec
     from tests.store.small_parts import keys_of, teacher_part, write_part, write_rows

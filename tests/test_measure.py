@@ -18,9 +18,9 @@ from featurecache.extract import extract
 from featurecache.measure import encoding_cost, measured_part, sample_rows
 from featurecache.plan import plan_part
 from featurecache.rows import list_rows
-from featurecache.store.commit import seal
-from featurecache.store.layout import part_from_json
+from featurecache.store.parts import part_from_json
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import create_cache, matching_part
 from featurecache.teachers.random_projection import RandomProjection
 from featurecache.types import OutputSpec

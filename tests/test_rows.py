@@ -5,8 +5,8 @@ from featurecache.errors import IdentityError, IncompleteError
 from featurecache.fingerprint import content_hash
 from featurecache.rows import ListedContents, list_rows
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
-from featurecache.store.commit import seal
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import create_cache
 from tests.bad_data import Encoded, images_with_a_truncated_one, texts_with_bad_ones
 

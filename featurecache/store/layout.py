@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.encodings import ENCODINGS
-from featurecache.errors import CorruptCacheError, UsageError
-from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.validate import check_count, check_hash, check_text
+from featurecache.errors import UsageError
+from featurecache.fingerprint import hash_json
 from featurecache.types import ArraySpec, Json, OutputSpec, Reason
 
 __all__ = [
@@ -29,8 +27,8 @@ __all__ = [
     "Shard",
     "array_metadata",
     "check_name",
+    "check_scale",
     "inner_rows",
-    "part_from_json",
     "rows_per_shard",
     "shard_bytes",
     "shard_key",
@@ -54,9 +52,6 @@ _MAX_SHARD_BYTES = 64 * 2**20
 _INNER_BYTES = 512 * 2**10
 _MAX_ROW_BYTES = 2**30
 _MAX_SHARDS = 2**20
-_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input")}
-_DTYPES = ("float32", "float16", "int8", "uint8", "uint16", "uint64", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +80,7 @@ class EncodedOutput:
 
     def to_json(self) -> Json:
         """As it stands in part.json. Raises UsageError if the scales are not there that the encoding needs."""
-        _check_scale(self)
+        check_scale(self)
         scale = {"scale": list(self.scale)} if self.scale else {}
         return {
             "name": self.output.name,
@@ -207,34 +202,6 @@ class PartSpec:
         }
 
 
-def part_from_json(value: Json) -> PartSpec:
-    """The part that part.json describes. Raises CorruptCacheError where it does not fit format 1."""
-    try:
-        canonical_json(value)  # refuses infinite numbers and broken text, wherever they are
-        if value["format"] != FORMAT:
-            raise CorruptCacheError(f"format {value['format']!r} is unknown", hint="a newer featurecache may read it")
-        part = PartSpec(
-            name=value["name"],
-            kind=check_text(value["kind"]),
-            split=value["split"],
-            rows=check_count(value["rows"]),
-            identity=value["identity"],
-            arrays=tuple(_array_from_json(array) for array in value["arrays"]),
-            views=None if value["views"] is None else _views_from_json(*value["views"]),
-            outputs=tuple(_output_from_json(output) for output in value["outputs"]),
-            assets={name: _asset_from_json(name, asset) for name, asset in value["assets"].items()},
-            facts=value["facts"],
-            provenance=value["provenance"],
-        )
-        derived = part.to_json()
-        if any(derived[name] != value[name] for name in ("recipe_id", "rows_per_shard", "arrays")):
-            raise CorruptCacheError(f"part.json of {part.prefix} does not agree with itself")
-        _check_facts(part)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CorruptCacheError(f"part.json does not describe a part of format {FORMAT}: {error}") from error
-    return part
-
-
 def check_name(name: str, kind: str) -> str:
     """A name that may become a directory of a cache. Raises UsageError for any other."""
     if not _NAME.fullmatch(name) or len(name) > 64 or name in _RESERVED:
@@ -318,43 +285,13 @@ def _array_to_json(array: ArraySpec, shard_rows: int) -> Json:
     }
 
 
-def _array_from_json(value: Json) -> ArraySpec:
-    if value["dtype"] not in _DTYPES:
-        raise ValueError(f"the data type {value['dtype']!r} is not part of format {FORMAT}")
-    shape, dimensions = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["dimensions"]))
-    return ArraySpec(check_text(value["name"]), value["dtype"], shape, dimensions, check_count(value["longest"]))
-
-
-def _asset_from_json(name: str, value: Json) -> Asset:
-    check_name(name, "asset")
-    return Asset(check_count(value["bytes"]), check_hash(value["sha256"]))
-
-
-def _output_from_json(value: Json) -> EncodedOutput:
-    shape, classes = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["classes"]))
-    scale = tuple(map(_scale_from_json, value.get("scale", [])))
-    output = EncodedOutput(OutputSpec(check_text(value["name"]), shape, classes), check_text(value["encoding"]), scale)
-    _check_scale(output)
-    return output
-
-
-def _check_scale(output: EncodedOutput) -> None:
+def check_scale(output: EncodedOutput) -> None:
     """Raises UsageError unless there is a scale for each column exactly where the encoding wants them."""
     needed = math.prod(output.output.shape) if output.encoding == "int8:column" else 0
     if len(output.scale) != needed:
         name, found = output.output.name, len(output.scale)
         hint = "measured_part takes the scales of int8:column from a sample of rows"
         raise UsageError(f"{output.encoding} of {name} needs {needed:,} scales, and has {found:,}", hint=hint)
-
-
-def _scale_from_json(value: Json) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST_FLOAT32:
-        raise ValueError(f"{str(value)[:40]!r} is no scale")
-    return float(value)
-
-
-def _views_from_json(first: Json, stop: Json) -> tuple[int, int]:
-    return check_count(first), check_count(stop)
 
 
 def _check_array(array: ArraySpec) -> None:
@@ -365,23 +302,3 @@ def _check_array(array: ArraySpec) -> None:
         raise UsageError(f"{array.name} has {len(array.shape)} trailing axes, not {len(array.dimensions)}")
     if not 1 <= array.row_bytes <= _MAX_ROW_BYTES:
         raise UsageError(f"a row of {array.name} cannot have {array.row_bytes:,} bytes")
-
-
-def _check_facts(part: PartSpec) -> None:
-    """Raises KeyError, TypeError or ValueError where a part lacks what readers look for in its kind."""
-    facts, identity = part.facts, part.identity
-    for output in part.outputs:
-        if output.encoding.partition(":")[0] not in (*ENCODINGS, "head"):
-            raise ValueError(f"the encoding {output.encoding[:40]!r} is unknown")
-    if not all(isinstance(value, dict) for value in (facts, identity, part.provenance)):
-        raise TypeError("identity, facts and provenance are JSON objects")
-    for name in _TEXT_FACTS.get(part.kind, ()):
-        check_text(facts[name])
-    if part.kind == "rows":
-        check_text(identity["fingerprint"])
-        if facts["modality"] not in ("image", "text") or not isinstance(facts["class_names"], list):
-            raise ValueError("rows are images or texts, and have a list of class names")
-        for name in facts["class_names"]:
-            check_text(name)
-    if part.kind == "probe":
-        check_count(facts["order"])

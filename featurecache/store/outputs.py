@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from featurecache.encodings import Encoding, make_encoding
 from featurecache.errors import CorruptCacheError, UsageError
-from featurecache.store.commit import read_asset
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
+from featurecache.store.parts import read_asset
 from featurecache.types import OutputSpec
 
 if TYPE_CHECKING:

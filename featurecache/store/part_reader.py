@@ -7,10 +7,11 @@ import google_crc32c
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
-from featurecache.store.commit import CommitRecord, check_array, read_records
+from featurecache.store.commit import CommitRecord, read_records
 from featurecache.store.layout import PartSpec, inner_rows, shard_key
 from featurecache.store.mapped import map_shards, will_need
 from featurecache.store.objects import LocalObjects
+from featurecache.store.parts import check_array
 from featurecache.types import ArraySpec
 
 __all__ = ["PartReader"]

@@ -9,11 +9,13 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameError, UsageError
 from featurecache.fingerprint import key_hash
-from featurecache.store.commit import Seal, find_parts, is_complete, latest_seal, read_asset, splits
+from featurecache.store.commit import is_complete
 from featurecache.store.layout import PartSpec
 from featurecache.store.objects import LocalObjects
 from featurecache.store.outputs import Output, find_outputs, open_column
 from featurecache.store.part_reader import PartReader
+from featurecache.store.parts import find_parts, read_asset, splits
+from featurecache.store.seals import Seal, latest_seal
 from featurecache.store.writer import check_version
 from featurecache.types import ArraySpec, Json, Modality, OutputSpec, SparseLogits
 

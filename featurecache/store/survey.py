@@ -11,21 +11,12 @@ from typing import ParamSpec, TypeVar
 
 from featurecache.errors import CorruptCacheError, FeatureCacheError, UsageError
 from featurecache.fingerprint import canonical_json
-from featurecache.store.commit import (
-    CommitRecord,
-    Hashes,
-    Seal,
-    check_asset,
-    metadata,
-    part_keys,
-    read_part,
-    read_record,
-    read_seal,
-    record_shard,
-    seal_numbers,
-)
+from featurecache.store.commit import CommitRecord, read_record, record_shard
+from featurecache.store.hashes import Hashes
 from featurecache.store.layout import GROUP, PartSpec, Shard, shard_key
 from featurecache.store.objects import LocalObjects
+from featurecache.store.parts import check_asset, metadata, read_part
+from featurecache.store.seals import Seal, part_keys, read_seal, seal_numbers
 from featurecache.store.shard_file import Payload
 from featurecache.store.writer import check_version
 from featurecache.types import ArraySpec

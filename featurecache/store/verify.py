@@ -9,7 +9,7 @@ import google_crc32c
 
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.fingerprint import hash_unit
-from featurecache.store.commit import Hashes, hash_object
+from featurecache.store.hashes import Hashes, hash_object
 from featurecache.store.layout import inner_rows
 from featurecache.store.objects import LocalObjects
 from featurecache.store.shard_file import Payload, shard_index

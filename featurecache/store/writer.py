@@ -12,9 +12,11 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.commit import CommitRecord, find_parts, is_complete, metadata, read_part, seal, write_record
+from featurecache.store.commit import CommitRecord, is_complete, write_record
 from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, Asset, PartSpec, Shard
 from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
+from featurecache.store.parts import find_parts, metadata, read_part
+from featurecache.store.seals import seal
 from featurecache.store.shard_file import Payload, ShardFile
 from featurecache.store.validate import read_json, sign
 from featurecache.types import Json, Reason

@@ -74,7 +74,7 @@ def follow(run: Run[Result], *, interrupted: Callable[[], str] | str) -> Result:
                     raise
             run.close()
     except DiskFullError as error:
-        raise DiskFullError(error.message, hint=f"free some space. {_told(interrupted)}") from error
+        raise DiskFullError(error.message, hint=f"{error.hint}; {_told(interrupted)}") from error
     note(f"\ninterrupted: {_told(interrupted)}")
     raise SystemExit(128 + (interrupts.number or signal.SIGINT))
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from featurecache.errors import FeatureCacheError
-from featurecache.store.commit import seal
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.objects import LocalObjects
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import CacheWriter, create_cache
 from featurecache.types import ArraySpec, OutputSpec
 from tests.attacks.reading import findings, read_plainly

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from featurecache.errors import UsageError
-from featurecache.store.commit import metadata, read_part
 from featurecache.store.layout import check_name, rows_per_shard
 from featurecache.store.objects import LocalObjects
+from featurecache.store.parts import metadata, read_part
 from featurecache.types import ArraySpec
 from tests.attacks.hostile import Attack, change, check, value_of, write
 from tests.store.small_parts import rows_identity, signed

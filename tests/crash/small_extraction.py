@@ -10,7 +10,7 @@ import pytest
 from featurecache.extract import extract, plan_part
 from featurecache.rows import list_rows
 from featurecache.store import layout
-from featurecache.store.commit import seal
+from featurecache.store.seals import seal
 from featurecache.store.writer import ShardWriter, create_cache
 from featurecache.teachers.random_projection import RandomProjection
 from pipelines.cli import main

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from featurecache.store.commit import seal
+from featurecache.store.seals import seal
 from featurecache.store.writer import CacheWriter, create_cache
 from tests.store.small_parts import teacher_part, values_of
 

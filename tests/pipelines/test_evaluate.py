@@ -11,9 +11,9 @@ from featurecache.errors import IncompleteError, UsageError
 from featurecache.fingerprint import hash_unit
 from featurecache.rows import list_rows
 from featurecache.sources import open_data
-from featurecache.store.commit import seal
 from featurecache.store.objects import LocalObjects
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.types import NO_LABEL
 from pipelines import describe_progress, evaluate_run, extract_cache, finish, fit_probe, train_student
 from pipelines.events import Message

@@ -8,20 +8,11 @@ from hypothesis import strategies as st
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
 from featurecache.store import commit
-from featurecache.store.commit import (
-    CommitRecord,
-    check_array,
-    check_asset,
-    is_complete,
-    latest_seal,
-    read_asset,
-    read_part,
-    read_records,
-    seal,
-    splits,
-)
+from featurecache.store.commit import CommitRecord, is_complete, read_records
 from featurecache.store.layout import Asset
 from featurecache.store.objects import LocalObjects
+from featurecache.store.parts import check_array, check_asset, read_asset, read_part, splits
+from featurecache.store.seals import latest_seal, seal
 from featurecache.store.writer import CacheWriter
 from tests.store.small_parts import signed, teacher_part, write_part, write_rows
 from tests.store.test_layout import HOSTILE, paths_of, replaced

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from featurecache.errors import CorruptCacheError, FeatureCacheError, IncompleteError
-from featurecache.store.commit import check_array, read_part, read_record, read_seal
+from featurecache.store.commit import read_record
 from featurecache.store.part_reader import PartReader
+from featurecache.store.parts import check_array, read_part
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import read_seal
 from featurecache.store.writer import check_version
 from tests.store.tiny_cache import everything, files_of, problems
 

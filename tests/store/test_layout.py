@@ -14,11 +14,11 @@ from featurecache.store.layout import (
     array_metadata,
     check_name,
     inner_rows,
-    part_from_json,
     rows_per_shard,
     shard_bytes,
     shard_key,
 )
+from featurecache.store.parts import part_from_json
 from featurecache.types import ArraySpec, OutputSpec
 from tests.store.small_parts import rows_identity, teacher_part
 

@@ -8,9 +8,10 @@ import zarr
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameError, UsageError
 from featurecache.fingerprint import content_hash
-from featurecache.store.commit import find_parts, seal
 from featurecache.store.part_reader import PartReader
+from featurecache.store.parts import find_parts
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.writer import CacheWriter
 from tests.store.small_parts import keys_of, teacher_part, values_of, write_part, write_rows
 

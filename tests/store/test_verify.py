@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from featurecache.errors import CorruptCacheError, UsageError
-from featurecache.store.commit import latest_seal, seal
+from featurecache.store.seals import latest_seal, seal
 from featurecache.store.verify import Checked, verify
 from featurecache.store.writer import create_cache
 from tests.store.small_parts import signed, teacher_part, write_part, write_rows

@@ -4,9 +4,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from featurecache.store.commit import seal
 from featurecache.store.layout import REASON, VALID, EncodedOutput, PartSpec
 from featurecache.store.reader import open_cache
+from featurecache.store.seals import seal
 from featurecache.store.verify import Finding, verify
 from featurecache.store.writer import CacheWriter, create_cache
 from featurecache.types import ArraySpec, OutputSpec
