@@ -34,7 +34,7 @@ def disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, then run the same command again"
+            hint = "free some space, then run the same command again: committed rows are kept"
             raise DiskFullError(f"cannot write: {os.strerror(error.errno)}", hint=hint) from error
         if error.errno in (errno.EACCES, errno.EROFS):
             raise UsageError(f"cannot write: {error}", hint="choose a directory that you may write to") from error

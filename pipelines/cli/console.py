@@ -16,7 +16,7 @@ from featurecache.types import Json
 from pipelines.cli.interrupts import Interrupts
 from pipelines.events import Advance, Event, Message, Run
 
-__all__ = ["fail", "follow", "note", "show", "write"]
+__all__ = ["duration", "fail", "follow", "note", "show", "write"]
 
 Result = TypeVar("Result")
 
@@ -167,7 +167,7 @@ class _Pace:
         parts = [f"{event.done:,}/{event.total:,} {event.unit}"]
         if seconds > 0 and done > 0:
             left = (event.total - event.done) * seconds / done
-            parts += [f"{_short(done / seconds)}/s", f"{_duration(left)} left" if left else _duration(seconds)]
+            parts += [f"{_short(done / seconds)}/s", f"{duration(left)} left" if left else duration(seconds)]
         return ", ".join([*parts, *(f"{name} {value}" for name, value in event.facts.items())])
 
 
@@ -175,8 +175,8 @@ def _short(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _duration(seconds: float) -> str:
-    """ "42 s", "7 min", "2 h 05 min"."""
+def duration(seconds: float) -> str:
+    """Seconds in words: "42 s", "7 min", "2 h 05 min"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -212,7 +212,7 @@ def _text(value: Json) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -134,10 +134,10 @@ def extract(
         dry_run=dry_run,
         **options,
     )
-    console.show(
-        console.follow(run, interrupted=lambda: "nothing was written" if dry_run else _how_to_go_on(out)),
-        as_json=as_json,
-    )
+    facts = console.follow(run, interrupted=lambda: "nothing was written" if dry_run else _how_to_go_on(out))
+    if dry_run and not as_json:
+        facts["time"] = console.duration(3600 * facts.pop("hours"))
+    console.show(facts, as_json=as_json)
 
 
 def probe(

@@ -79,7 +79,7 @@ def test_rate_counts_from_where_a_resumed_run_began(clock):
     ("seconds", "text"), [(0.2, "0 s"), (98.0, "98 s"), (100.0, "2 min"), (5900.0, "98 min"), (7500.0, "2 h 05 min")]
 )
 def test_durations(seconds, text):
-    assert console._duration(seconds) == text
+    assert console.duration(seconds) == text
 
 
 def test_interrupt_closes_the_run_and_says_how_to_go_on(capsys, monkeypatch):
