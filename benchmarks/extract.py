@@ -21,7 +21,7 @@ from measuring import finish, interleaved, median_ratio, show_rates
 from safetensors.torch import save_file
 
 from featurecache.extract import extract
-from featurecache.forward import Forward
+from featurecache.forward import Forward, rows_at_once
 from featurecache.loader import load
 from featurecache.measure import measured_part
 from featurecache.plan import plan_part
@@ -73,7 +73,7 @@ def compare(kind: str, teacher: Teacher, source: Source, given: argparse.Namespa
     """Rows per second of extraction, of loader and forward, of each alone."""
     workers = default_workers(given.device) if given.workers is None else given.workers
     forward = Forward(teacher, batch_size=given.batch_size, device=given.device, precision=given.amp)
-    rows = given.batch_size * (8 if kind == "texts" else 1)
+    rows = rows_at_once(source.modality, given.batch_size)
     batches = [torch.arange(at, min(at + rows, len(source))).numpy() for at in range(0, len(source), rows)]
     loading: dict[str, Any] = {"workers": workers, "hash_inputs": True, "pin_memory": forward.device.type == "cuda"}
     preloaded = [batch.inputs for batch in load(source, teacher.input, batches, **loading)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from featurecache.background import BackgroundWriter, Rows
 from featurecache.encodings import holds_values, make_encoding
 from featurecache.errors import IdentityError
-from featurecache.forward import Forward
+from featurecache.forward import Forward, rows_at_once
 from featurecache.inputs import TextInput
 from featurecache.loader import Loaded, load
 from featurecache.plan import SHARED_ARRAYS, plan_part
@@ -74,7 +74,7 @@ def extract(
     with Claims(objects, writer.part) as claims, BackgroundWriter(writer) as background:
         while True:
             left = _rows_left(writer)
-            work = _Work(writer, claims, batch_size * (8 if source.modality == "text" else 1))
+            work = _Work(writer, claims, rows_at_once(source.modality, batch_size))
             waits = bool(left) and not work.found
             yield _progress(total - left, total, background.reasons, is_waiting=waits)
             if not left:
@@ -141,12 +141,12 @@ class Encoded:
     def __call__(self, batch: Loaded) -> Callable[[], Rows]:
         """Start the forward passes. What is returned waits for them, and gives the rows.
 
-        On a GPU the next batch can be started meanwhile: nothing here waits for the device.
+        With CUDA nothing here waits for the device, so the next batch can be started meanwhile.
         """
         passes = [(chosen, self._encode(outputs)) for chosen, outputs in self._forward.outputs(batch.inputs)]
         finished = torch.cuda.Event() if self.on_gpu else None
         if finished:
-            finished.record()
+            finished.record(torch.cuda.current_stream(self._forward.device))
 
         def rows() -> Rows:
             if finished:
@@ -156,12 +156,11 @@ class Encoded:
         return rows
 
     def _encode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.inference_mode():
-            encoded: dict[str, Tensor] = {}
-            for name, encoding in self._encodings.items():
-                encoded |= encoding.encode(outputs[name])
-            # without waiting, into pinned memory where the values come from a GPU
-            return {name: tensor.to("cpu", non_blocking=True) for name, tensor in encoded.items()}
+        encoded: dict[str, Tensor] = {}
+        for name, encoding in self._encodings.items():
+            encoded |= encoding.encode(outputs[name])
+        # with CUDA into pinned memory, and the event above is waited for; other devices have nothing to wait with
+        return {name: tensor.to("cpu", non_blocking=self.on_gpu) for name, tensor in encoded.items()}
 
     def _rows(self, batch: Loaded, passes: list[tuple[np.ndarray, dict[str, Tensor]]]) -> Rows:
         """One row of each array for every row of the batch; the array's fill value in those that are invalid."""

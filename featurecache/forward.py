@@ -11,11 +11,17 @@ from torch import Tensor
 from featurecache.errors import UnknownNameError
 from featurecache.inputs import Inputs
 from featurecache.teachers.base import Teacher
+from featurecache.types import Modality
 
-__all__ = ["PRECISIONS", "Forward"]
+__all__ = ["PRECISIONS", "Forward", "rows_at_once"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the teacher computes in; other than float32 means autocast."""
+
+
+def rows_at_once(modality: Modality, batch_size: int) -> int:
+    """How many rows to load for forward passes of this size: of texts several passes' worth, to sort them by length."""
+    return batch_size * (8 if modality == "text" else 1)
 
 
 class Forward:

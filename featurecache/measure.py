@@ -9,7 +9,7 @@ from torch import Tensor
 from featurecache.encodings import Encoding, holds_values, make_encoding
 from featurecache.encodings.int8 import column_scales
 from featurecache.errors import UsageError
-from featurecache.forward import Forward
+from featurecache.forward import Forward, rows_at_once
 from featurecache.loader import load
 from featurecache.sources.base import Source
 from featurecache.store.layout import EncodedOutput, PartSpec
@@ -91,7 +91,7 @@ def _outputs(
 ) -> dict[str, Tensor]:
     """float32 (rows, *shape) of each output of the part, on the CPU: the rows of the sample that have outputs."""
     rows = sample_rows(part.rows)
-    step = batch_size * (8 if source.modality == "text" else 1)  # so that texts of like length find each other
+    step = rows_at_once(source.modality, batch_size)
     batches = [rows[start : start + step] for start in range(0, len(rows), step)]
     found: dict[str, list[Tensor]] = {item.output.name: [torch.empty(0, *item.output.shape)] for item in part.outputs}
     for batch in load(source, teacher.input, batches, workers=workers):

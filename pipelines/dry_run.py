@@ -13,7 +13,7 @@ from featurecache.sources import Source
 from featurecache.types import Json
 from pipelines.describe import output_text
 from pipelines.events import Message, Run
-from pipelines.space import Need, check_space, existing_folder, missing_shards, need_of
+from pipelines.space import Need, check_space, existing_folder, need_of
 
 if TYPE_CHECKING:
     from featurecache.background import Rows
@@ -106,11 +106,11 @@ def _rates(
 ) -> Run[dict[str, float]]:
     """Rows per second of decoding, the teacher and writing, each alone."""
     from featurecache.extract import Encoded, assets_of
-    from featurecache.forward import Forward
+    from featurecache.forward import Forward, rows_at_once
     from featurecache.store.objects import LocalObjects
     from featurecache.store.writer import CacheWriter
 
-    batch_rows = options["batch_size"] * (8 if source.modality == "text" else 1)
+    batch_rows = rows_at_once(source.modality, options["batch_size"])
     batches = _batches(objects, part, batch_rows)
     loaded: list[Loaded] = []
     yield Message(f"timing {len(batches)} batches of {len(batches[0])} rows")
@@ -131,9 +131,11 @@ def _rates(
 
 def _batches(objects: "LocalObjects", part: "PartSpec", batch_rows: int) -> list[np.ndarray]:
     """The first batches of row numbers that an extraction would do; the same again where there are too few."""
+    from featurecache.store.commit import pending_shards
+
     each = (
         np.arange(start, min(start + batch_rows, shard.stop))
-        for shard in missing_shards(objects, part)
+        for shard in pending_shards(objects, part)
         for start in range(shard.start, shard.stop, batch_rows)
     )
     first = list(itertools.islice(each, _WARM_UP + _TIMED))

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featurecache.store.layout import PartSpec, Shard
     from featurecache.store.objects import LocalObjects
 
-__all__ = ["Need", "check_space", "existing_folder", "missing_shards", "need_of"]
+__all__ = ["Need", "check_space", "existing_folder", "need_of"]
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ def need_of(
     Raises UsageError if something else than a cache stands there, IdentityError for a cache of something else.
     """
     from featurecache.rows import rows_identity, rows_part
+    from featurecache.store.commit import pending_shards
     from featurecache.store.seals import latest_seal
     from featurecache.store.writer import is_cache, matching_part
 
@@ -59,7 +60,7 @@ def need_of(
         need.files += not objects.exists(f"{split}/zarr.json")
         _add(need, objects, listed, source, {})
         _add(need, objects, taught, source, assets)
-        need.rows[split] = sum(shard.rows for shard in missing_shards(objects, taught))
+        need.rows[split] = sum(shard.rows for shard in pending_shards(objects, taught))
     if need.files or latest_seal(objects) is None:
         need.files += 1
     return need
@@ -80,19 +81,14 @@ def existing_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def missing_shards(objects: "LocalObjects", part: "PartSpec") -> "Iterator[Shard]":
-    """Shards that are not committed."""
-    from featurecache.store.commit import CommitRecord
-
-    return (shard for shard in part.shards() if not objects.exists(CommitRecord.key(part, shard)))
-
-
 def _add(need: Need, objects: "LocalObjects", part: "PartSpec", source: Source, assets: Mapping[str, bytes]) -> None:
+    from featurecache.store.commit import pending_shards
+
     if not objects.exists(f"{part.prefix}/part.json"):
         need.files += 2 + len(part.arrays) + len(assets)  # part.json, and zarr.json of the part and of each array
         need.assets += sum(map(len, assets.values()))
     sizes = dict.fromkeys((array.name for array in part.arrays), 0)
-    for shard in missing_shards(objects, part):
+    for shard in pending_shards(objects, part):
         need.files += 1 + len(part.arrays)
         for name, size in _shard_sizes(part, shard, source).items():
             sizes[name] += size

@@ -250,13 +250,14 @@ class CachedData:
             return batch
         pool = self.rows if step.near is None else self.rows[step.near]
         others = pool[draw.choice(len(pool), min(self.bank_rows + len(batch.rows), len(pool)), replace=False)]
-        others = others[~np.isin(others, batch.rows.cpu().numpy())][: self.bank_rows]
+        others = others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
         dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
         bank = self.reader.read(others, outputs=dense, device=self.device)
         return replace(batch, bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)})
 
     def _move(self, inputs: Inputs) -> Inputs:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        pinned = self.device.type == "cuda"  # elsewhere the memory could be gone before the copy is done
+        return {name: tensor.to(self.device, non_blocking=pinned) for name, tensor in inputs.items()}
 
 
 @dataclass(frozen=True, slots=True)

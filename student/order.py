@@ -18,6 +18,7 @@ BLOCK = 1024
 GROUP = 32
 """Blocks that are mixed as a whole: two groups are in memory at a time."""
 
+_CONTAINER = Path("/sys/fs/cgroup")
 _FITS = 0.6
 """The part of the available memory that a cache may fill: the rest is for samples and the student."""
 
@@ -49,11 +50,19 @@ def available_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        found += [int(limit)] if limit.isdigit() else []
+        limit = (_CONTAINER / "memory.max").read_text().strip()
+        found += [max(int(limit) - _used_by_container(), 0)] if limit.isdigit() else []
     except OSError:
         pass  # not Linux, or no such limit
     return min(found, default=None)
+
+
+def _used_by_container() -> int:
+    """Bytes in use, less those of files that are only kept because there is room."""
+    files = (_CONTAINER / "memory.stat").read_text().split()
+    return int((_CONTAINER / "memory.current").read_text()) - int(
+        dict(zip(files[::2], files[1::2], strict=True))["file"]
+    )
 
 
 def _positions(blocks: np.ndarray, block: int, rows: int) -> np.ndarray:

@@ -9,14 +9,16 @@ import featurecache.extract as extraction
 from featurecache import background
 from featurecache.errors import BadSampleError, DiskFullError, IdentityError, UnknownNameError, UsageError
 from featurecache.extract import extract, plan_part
+from featurecache.forward import Forward
 from featurecache.inputs import ImageInput
+from featurecache.loader import load
 from featurecache.rows import list_rows
 from featurecache.sources.decode import decode
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
 from featurecache.store import layout
 from featurecache.store.reader import open_cache
 from featurecache.store.seals import seal
-from featurecache.store.writer import ShardWriter, create_cache
+from featurecache.store.writer import CacheWriter, ShardWriter, create_cache
 from featurecache.teachers.random_projection import RandomProjection
 from featurecache.types import Reason
 from tests.bad_data import Encoded, images_with_a_truncated_one, texts_with_bad_ones
@@ -208,6 +210,32 @@ def test_two_runs_share_the_work(tmp_path, small_shards, workers):
     assert [(found[-1].done, found[-1].total) for found in steps] == [(200, 200)] * 2
     assert payloads(tmp_path / "shared") == payloads(tmp_path / "alone")
     assert not [path for path in (tmp_path / "shared/_claims").rglob("*") if path.is_file()]
+
+
+def test_on_a_gpu_the_rows_wait_for_the_stream_that_copies_them(tmp_path, monkeypatch):
+    """Not for that of the current device, which is another one where the teacher runs on cuda:1."""
+    asked = []
+
+    class Event:
+        def record(self, stream):
+            asked.append(("record", stream))
+
+        def synchronize(self):
+            asked.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    source = SyntheticImages(4)
+    teacher = Counting("image", dim=16, classes=5)
+    writer = CacheWriter(create_cache(tmp_path, source={}), plan_part(teacher, source, "train", **PLAN))
+    forward = Forward(teacher)
+    forward.device = torch.device("cuda:1")
+    monkeypatch.setattr(forward, "_moved", lambda batch: batch)
+    encoded = extraction.Encoded(forward, writer)
+    (batch,) = load(source, teacher.input, [np.arange(4)])
+    rows = encoded(batch)
+    assert asked == [("record", "stream of cuda:1")]
+    assert rows()["valid"].tolist() == [1] * 4 and asked[1:] == ["synchronize"]
 
 
 def test_a_run_that_has_nothing_to_do_waits_for_the_others(tmp_path, small_shards, monkeypatch):

@@ -5,6 +5,7 @@ runs computed is committed once.
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -31,7 +32,7 @@ class Claims:
         self._folder = f"_claims/{part.prefix}"
         self._mine: dict[Shard, Path] = {}
         self._renewed = time.monotonic()
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._me = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
 
     def __enter__(self) -> "Claims":  # noqa: PYI034 - beartype cannot check Self
         return self
@@ -64,21 +65,36 @@ class Claims:
 
     def release(self, shard: Shard) -> None:
         """Give a shard back, done or not."""
-        self._mine.pop(shard).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a failing disk there is a worse error under way
+            self._mine.pop(shard).unlink()
 
 
 def _is_stale(path: Path) -> bool:
     """Whether the run that made a claim is gone, as far as can be told."""
     try:
-        with path.open("rb") as file:
-            made = json.loads(file.read(_MAX_BYTES))
-        if made["host"] == socket.gethostname() and _started(int(made["pid"])) != made["started"]:
-            return True
-        return path.stat().st_mtime < time.time() - _STALE_SECONDS
+        idle = time.time() - path.lstat().st_mtime
     except FileNotFoundError:
         return True
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # half written, or somebody else's
-        return path.lstat().st_mtime < time.time() - _RENEW_SECONDS
+    try:
+        with path.open("rb") as file:
+            made = json.loads(file.read(_MAX_BYTES))
+        gone = made["host"] == _host() and _started(int(made["pid"])) != made["started"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # nothing that a run of ours has written
+        return idle > _RENEW_SECONDS
+    return gone or idle > _STALE_SECONDS
+
+
+@functools.cache
+def _host() -> str:
+    """What process numbers belong to: this machine since it was started, and this container of it.
+
+    Host names alone are not enough: those of containers are often alike.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _started(pid: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from featurecache.errors import CorruptCacheError, UsageError
@@ -12,7 +13,15 @@ from featurecache.store.shard_file import Payload
 from featurecache.store.validate import check_count, check_hash, read_json, sign
 from featurecache.types import ArraySpec, Json, Reason
 
-__all__ = ["CommitRecord", "is_complete", "read_record", "read_records", "record_shard", "write_record"]
+__all__ = [
+    "CommitRecord",
+    "is_complete",
+    "pending_shards",
+    "read_record",
+    "read_records",
+    "record_shard",
+    "write_record",
+]
 
 _RECORD = re.compile(r"([0-9]{5,18})-([0-9]{7,18})\.json")
 
@@ -94,6 +103,11 @@ def _payload(item: Json, part: PartSpec, array: ArraySpec, shard: Shard) -> Payl
     if size != shard_bytes(array, step, len(inner)):
         raise ValueError(f"a shard of {array.name} with {len(inner)} inner chunks cannot have {size:,} bytes")
     return Payload(item["key"], size, check_hash(item["sha256"]), check_count(item["crc32c"], below=2**32), inner)
+
+
+def pending_shards(objects: LocalObjects, part: PartSpec) -> Iterator[Shard]:
+    """Shards that are not committed, asked anew for each, so that another run's work is not done twice."""
+    return (shard for shard in part.shards() if not objects.exists(CommitRecord.key(part, shard)))
 
 
 def is_complete(objects: LocalObjects, part: PartSpec) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.commit import CommitRecord, is_complete, write_record
+from featurecache.store.commit import CommitRecord, is_complete, pending_shards, write_record
 from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, Asset, PartSpec, Shard
 from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
 from featurecache.store.parts import find_parts, metadata, read_part
@@ -129,10 +129,8 @@ class CacheWriter:
             raise IdentityError(f"{part.prefix} was made from something else:", fields=fields)
 
     def pending(self) -> Iterator[Shard]:
-        """Shards that are not committed, asked anew for each, so that another run's work is not done twice."""
-        for shard in self.part.shards():
-            if not self.is_committed(shard):
-                yield shard
+        """Shards that are not committed, asked anew for each."""
+        return pending_shards(self.objects, self.part)
 
     def is_committed(self, shard: Shard) -> bool:
         """Whether a shard is done, by whichever run."""

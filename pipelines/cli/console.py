@@ -1,5 +1,6 @@
 """The one place that prints: results to stdout, everything else to stderr."""
 
+import contextlib
 import json
 import math
 import os
@@ -72,7 +73,8 @@ def follow(run: Run[Result], *, interrupted: Callable[[], str] | str) -> Result:
             except RuntimeError:
                 if not interrupts.number:  # else it is a loader process that the signal has ended too
                     raise
-            run.close()
+            with contextlib.suppress(RuntimeError):  # the same, heard of only now
+                run.close()
     except DiskFullError as error:
         raise DiskFullError(error.message, hint=f"{error.hint}; {_told(interrupted)}") from error
     note(f"\ninterrupted: {_told(interrupted)}")

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,12 +18,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While it is entered, a first signal ends in KeyboardInterrupt: at once, or from `stop_here` at a safe place.
+    """While it is entered, a first signal ends in KeyboardInterrupt: at a safe place if one comes soon, else at once.
 
-    `note` is called with a line for the user.
+    A signal that is ignored, as ^C is in the background jobs of a script, stays ignored.
     """
 
-    def __init__(self, note: Any) -> None:
+    def __init__(self, note: Callable[[str], None]) -> None:
+        """`note` is called with a line for the user."""
         self.number = 0
         """The signal that came; 0 for none."""
         self._note = note
@@ -33,7 +35,9 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":  # noqa: PYI034 - beartype cannot check Self
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,7 +45,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def stop_here(self, event: Event) -> None:
-        """Raises KeyboardInterrupt after a signal, if nothing is lost by stopping or the safe place is too far."""
+        """Raises KeyboardInterrupt if a signal came and nothing is lost by stopping now."""
         if not isinstance(event, Advance):
             return
         now = time.monotonic()
@@ -49,13 +53,18 @@ class Interrupts:
             self._pace = (now - self._seen[0]) / (event.done - self._seen[1])
         self._seen = now, event.done
         self._left = event.until_safe
-        if self.number and (not self._left or self._left * self._pace > PATIENCE_SECONDS):
-            raise KeyboardInterrupt
+        if self.number and not self._left:
+            self._stop()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.number = number
-        for each in _SIGNALS:
+        for each in self._before.keys() & set(_SIGNALS):
             signal.signal(each, signal.SIG_DFL)  # the second one ends the process, whatever it is doing
-        if not self._left:
-            raise KeyboardInterrupt
+        if not self._left or self._left * self._pace > PATIENCE_SECONDS:
+            self._stop()
         self._note("\nstopping as soon as nothing is lost by it; once more stops at once")
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)  # in case a single batch takes longer
+
+    def _stop(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt

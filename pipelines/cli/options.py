@@ -82,7 +82,9 @@ def existing_device(name: str | None) -> str | None:
     import torch
 
     try:
-        torch.empty(0, device=name)
+        device = torch.empty(0, device=name).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # or pinned memory would open a context on the first GPU too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         hint = "leave --device out to use the best there is; cpu always works"

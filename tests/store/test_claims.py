@@ -29,7 +29,7 @@ def place(tmp_path, part):
 
 def write(path, *, age=0.0, text=None, **changed):
     """The claim of this very process, with some facts changed, last renewed `age` seconds ago."""
-    facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": module._started(os.getpid()), **changed}
+    facts = {"host": module._host(), "pid": os.getpid(), "started": module._started(os.getpid()), **changed}
     path.write_text(json.dumps(facts) if text is None else text)
     os.utime(path, (time.time() - age, time.time() - age))
 
@@ -74,6 +74,7 @@ def dead_process():
         ({"started": "12345"}, False),  # the number was given to another process since
         ({"host": "elsewhere", "pid": dead_process}, True),
         ({"host": "elsewhere", "age": 601}, False),
+        ({"host": socket.gethostname(), "pid": dead_process}, True),  # a container of the same name, elsewhere
         ({"text": ""}, True),  # somebody is just writing it
         ({"text": "", "age": 31}, False),
         ({"text": "[" * 100_000, "age": 31}, False),

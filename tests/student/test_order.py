@@ -73,13 +73,15 @@ def test_available_memory_is_that_of_the_machine_or_of_its_container(monkeypatch
     found = available_memory()
     assert found is None or 2**20 < found < 2**50
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
-    (tmp_path / "limit").write_text("max\n")
-    places = {"/proc/meminfo": tmp_path / "meminfo", "/sys/fs/cgroup/memory.max": tmp_path / "limit"}
-    monkeypatch.setattr(order, "Path", places.__getitem__)
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(order, "Path", {"/proc/meminfo": tmp_path / "meminfo"}.__getitem__)
+    monkeypatch.setattr(order, "_CONTAINER", tmp_path)
     assert available_memory() == 50 * 1024
-    (tmp_path / "limit").write_text("1024\n")
-    assert available_memory() == 1024
-    (tmp_path / "limit").unlink()
+    (tmp_path / "memory.max").write_text("4096\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 1800\nkernel 200\n")
+    assert available_memory() == 4096 - 1200
+    (tmp_path / "memory.max").unlink()
     assert available_memory() == 50 * 1024
     (tmp_path / "meminfo").unlink()
     assert available_memory() is None
