@@ -31,7 +31,7 @@ Results go to stdout, everything else to stderr; `--json` prints a result as one
 | 4 | what is there was made from another teacher, data set or encoding |
 | 5 | what is on disk is not what was committed |
 | 6 | the disk is full, or a quota is used up |
-| 130 | interrupted; the last lines say how to go on |
+| 130, 143 | ended by ^C, by SIGTERM; the last lines say how to go on |
 """
 
 

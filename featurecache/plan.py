@@ -11,7 +11,7 @@ from featurecache.fingerprint import hash_json
 from featurecache.forward import PRECISIONS
 from featurecache.rows import rows_identity
 from featurecache.sources.base import Source
-from featurecache.store.layout import FORMAT, REASON, VALID, EncodedOutput, PartSpec
+from featurecache.store.layout import FORMAT, REASON, RESERVED_NAMES, VALID, EncodedOutput, PartSpec
 from featurecache.teachers.base import Teacher
 from featurecache.types import ArraySpec, Json
 
@@ -83,7 +83,7 @@ def _part_name(teacher: str) -> str:
     """A teacher's name as the name of a part."""
     name = re.sub(r"[^a-z0-9_.-]+", "-", teacher.lower())
     name = re.sub(r"\.{2,}", ".", name)[:56].strip(".-_")
-    taken = ("rows", "inputs", "views", "probe", "assets", "seals", "c", "zarr.json", "cache.json", "part.json")
+    taken = {"rows", "inputs", "views", "probe", *RESERVED_NAMES}
     return name if re.match(r"[a-z]", name) and name not in taken else f"teacher-{name}"
 
 

@@ -27,7 +27,7 @@ def describe_cache(path: Path | str) -> Json:
         "cache": str(path),
         "digest": cache.seal.digest if cache.seal else None,
         "sealed": cache.seal is not None,
-        "bytes": sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()),
+        "bytes": sum(cache.objects.sizes()),
         "source": cache.source,
         "splits": {
             split: {part.name: _describe_part(cache.objects, part) for part in cache.parts(split)}
@@ -37,26 +37,36 @@ def describe_cache(path: Path | str) -> Json:
 
 
 def describe_progress(path: Path | str) -> Json:
-    """Committed and missing rows of every part, from commit records alone; complete is a cache that is sealed too."""
+    """Committed and missing rows of every part, from commit records alone; complete is a cache that is sealed too.
+
+    `under_way` is how many shards running extractions are at work on; `not_begun` are splits without a teacher's part.
+    """
+    from featurecache.store.claims import count_claims
     from featurecache.store.commit import read_records
     from featurecache.store.reader import open_cache
 
     cache = open_cache(path)
     parts = {}
     for part in cache.all_parts():
-        shards = part.shards()
         done = read_records(cache.objects, part)
         committed = sum(record.shard.rows for record in done.values())
         parts[part.prefix] = {
-            "rows": sum(shard.rows for shard in shards),
+            "rows": part.rows * len(range(*part.views or (0, 1))),
             "committed": committed,
-            "shards": f"{len(done)}/{len(shards)}",
-            "complete": len(done) == len(shards),
+            "shards": f"{len(done)}/{part.shard_count}",
+            "complete": len(done) == part.shard_count,
         }
     sealed = cache.seal is not None
     taught = {part.split for part in cache.all_parts() if part.kind == "teacher"}
     complete = sealed and all(part["complete"] for part in parts.values()) and taught == set(cache.splits)
-    return {"cache": str(path), "sealed": sealed, "complete": complete, "parts": parts}
+    return {
+        "cache": str(path),
+        "sealed": sealed,
+        "complete": complete,
+        "under_way": count_claims(cache.objects),
+        "not_begun": sorted(set(cache.splits) - taught),
+        "parts": parts,
+    }
 
 
 def count_invalid(records: "Iterable[CommitRecord]") -> dict[str, int]:
@@ -78,10 +88,11 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
         facts |= {"modality": part.facts["modality"], "classes": len(part.facts["class_names"])}
     if part.kind == "teacher":
         facts["teacher"] = part.facts["teacher"]
-        facts["weights_sha256"] = part.identity["teacher"].get("weights_sha256")
+        teacher = part.identity.get("teacher")  # a stranger's cache may have anything
+        facts["weights_sha256"] = teacher.get("weights_sha256") if isinstance(teacher, dict) else None
         facts["invalid"] = count_invalid(records.values())
     if part.kind == "probe":
-        facts |= {name: part.provenance[name] for name in ("labels", "validation_accuracy")}
+        facts |= {name: part.provenance.get(name) for name in ("labels", "validation_accuracy")}
     facts["outputs"] = {output.output.name: output_text(part, output) for output in part.outputs}
     return {name: value for name, value in facts.items() if value not in ({}, None)}
 

@@ -58,12 +58,13 @@ def estimate(
         "cache": str(objects.root),
         "teacher": network.name,
         "splits": {split: _split_facts(need, part) for split, part in parts.items()},
-        "arrays": need.arrays,
+        "bytes_by_array": need.arrays,
+        "missing": sum(need.rows.values()),
         "files": need.files,
         "bytes": need.bytes,
         "free": check_space(need, objects),
     }
-    if not any(need.rows.values()):
+    if not facts["missing"]:
         return {**facts, "hours": 0.0}
     split = max(need.rows, key=lambda name: need.rows[name])
     options = loading(sources[split])

@@ -1,14 +1,17 @@
 """Running a cache's teacher again on some rows, to compare what it says with what is stored."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, TeacherError, differences
+from featurecache.store.validate import check_count, check_text
 from featurecache.types import Json, Modality, SparseLogits
-from pipelines.events import Advance, Message, Run, default_device
+from pipelines.events import Advance, Run, default_device
 from pipelines.load import has_outputs, open_samples, open_split
 
 if TYPE_CHECKING:
@@ -20,44 +23,71 @@ if TYPE_CHECKING:
     from featurecache.store.reader import CacheReader
     from featurecache.teachers.base import Teacher
 
-__all__ = ["recompute_splits"]
+__all__ = ["Recomputation", "prepare", "recompute"]
 
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.99
 _BATCH = 64
+_TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
+_MOST_PIXELS = 2**12
+"""Largest side of an image that a cache can ask for, before its teacher is known to be the one it names."""
+_LEAST_CROP = 0.125
+_MOST_TOKENS = 2**17
+_MOST_NUMBERS = 2**16
+"""Largest output of the random teacher that a cache can ask for."""
 
 
-def recompute_splits(
+@dataclass(frozen=True, slots=True)
+class Recomputation:
+    """A teacher's part, its samples and the teacher itself, all known to belong together."""
+
+    reader: "CacheReader"
+    source: "Source"
+    part: "PartSpec"
+    network: "Teacher"
+
+
+def prepare(
     cache: Path | str,
     *,
-    rows: int,
     teacher: str | None = None,
     weights: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     data: Sequence[str] | None = None,
-    device: str | None = None,
-) -> Run[Json]:
-    """By split and output: how many rows, the numbers of `measure.loss`, the agreement of logits, and whether it is ok.
+) -> list[Recomputation]:
+    """Every part that a teacher gave, with samples and teacher opened.
 
-    The rows are spread evenly over the valid ones. Raises IdentityError if teacher or samples are not those that the
-    cache was made from, TeacherError if the teacher cannot be loaded from what the cache says of it.
+    Raises IdentityError if teacher or samples are not those that the cache was made from, TeacherError if the teacher
+    cannot be loaded from what the cache says of it, SourceError.
     """
     from featurecache.store.reader import open_cache
 
     opened = open_cache(cache)
-    found: dict[str, Json] = {}
+    found = []
+    networks: dict[str, Teacher] = {}
     for split in opened.splits:
         if not has_outputs(opened, split):
-            yield Message(f"{split} has no outputs to recompute")
             continue
         reader = open_split(opened, split)
         source = open_samples(opened, split, data)
         if source.fingerprint() != reader.fingerprint:
             raise IdentityError(f"the samples of {split} are not those the cache lists", hint="check --data")
-        found[split] = {}
         for part in [part.part for part in reader.teachers.values()]:
-            network = _load(part, teacher, weights, model_kwargs)
-            found[split] |= yield from _recompute(reader, source, part, network, rows, device or default_device())
+            made_by = part.facts["teacher_id"]
+            networks[made_by] = networks.get(made_by) or _load(part, teacher, weights, model_kwargs)
+            found.append(Recomputation(reader, source, part, networks[made_by]))
+    return found
+
+
+def recompute(prepared: Sequence[Recomputation], rows: int, *, device: str | None = None) -> Run[Json]:
+    """By split and output: how many rows, the numbers of `measure.loss`, the agreement of logits, and whether it is ok.
+
+    The rows are spread evenly over the valid ones.
+    """
+    found: dict[str, Json] = {}
+    for one in prepared:
+        outputs = yield from _recompute(one, rows, device or default_device())
+        found.setdefault(one.reader.split, {}).update(outputs)
     return found
 
 
@@ -68,27 +98,31 @@ def _load(
     from featurecache.teachers import load_teacher
 
     try:
-        spec, options = _described(part)
-    except (KeyError, TypeError, AttributeError) as error:
+        spec, described = _described(part)
+        there = {"teacher": part.identity["teacher"], "input": part.identity["input"]}
+        check_text(part.identity["precision"])
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise CorruptCacheError(f"{part.prefix}/part.json does not say what its teacher is: {error!r}") from None
-    if model_kwargs:
-        options["model_kwargs"] = model_kwargs
+    given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
     name = teacher or spec
     if name is None:
         hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
         raise TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
     modality: Modality = "text" if part.facts["input"]["kind"] == "text" else "image"
     try:
-        network = load_teacher(name, modality=modality, weights=weights, **options)
+        network = load_teacher(name, modality=modality, weights=weights, **{**described, **given})
     except TeacherError:
-        if teacher is None:
+        if teacher is None or not described:
             raise
-        network = load_teacher(name, modality=modality, weights=weights)  # another kind takes no such options
-    there = {"teacher": part.identity["teacher"], "input": part.identity["input"]}
+        network = load_teacher(name, modality=modality, weights=weights, **given)  # another kind has no such options
     here = {"teacher": network.identity(), "input": network.input.to_json()}
     if fields := differences(there, here):
         hint = "name the teacher it was made with by --teacher, --weights and --model-kwargs"
         raise IdentityError(f"{part.prefix} was made by another teacher:", fields=fields, hint=hint)
+    shapes = {output.name: output.shape for output in network.outputs}
+    for item in part.outputs:
+        if shapes.get(item.output.name) != item.output.shape:
+            raise CorruptCacheError(f"{part.prefix} has an output {item.output.name} that its teacher does not give")
     return network
 
 
@@ -100,28 +134,42 @@ def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
     """
     identity, seen = part.identity["teacher"], part.facts["input"]
     library = identity["library"]
-    geometry = {"img_size": seen["size"], "crop_pct": seen["crop_pct"]} if seen["kind"] == "image" else {}
+    geometry = _geometry(seen) if seen["kind"] == "image" else {}
     if library == "random":
         shapes = {item.output.name: item.output.shape for item in part.outputs}
         sizes = {"dim": shapes.get("embedding", (64,))[0], "classes": shapes.get("logits", (0,))[0]}
+        sizes = {name: check_count(size, below=_MOST_NUMBERS + 1) for name, size in sizes.items()}
         return "random", {"model_kwargs": sizes}
     if library == "timm":
-        return None if identity["config"]["model_kwargs"] else f"timm:{part.facts['teacher']}", geometry
+        return None if identity["config"]["model_kwargs"] else _timm_name(part.facts["teacher"]), geometry
     if library == "torch":
         return None, geometry
-    length = {} if geometry else {"max_length": seen["max_length"]}
+    length = {} if geometry else {"max_length": check_count(seen["max_length"], below=_MOST_TOKENS + 1)}
+    pool = check_text(identity["outputs"]["embedding"]["pool"])
     is_minilm = part.facts["teacher"] == "all-MiniLM-L6-v2"
-    return "minilm" if is_minilm else None, {**geometry, **length, "pool": identity["outputs"]["embedding"]["pool"]}
+    return "minilm" if is_minilm else None, {**geometry, **length, "pool": pool}
 
 
-def _recompute(
-    reader: "CacheReader", source: "Source", part: "PartSpec", network: "Teacher", count: int, device: str
-) -> Run[Json]:
+def _timm_name(name: str) -> str | None:
+    """A model of timm's own list; a folder, which timm's names may be too, is only opened where the user names it."""
+    return f"timm:{name}" if _TIMM_NAME.fullmatch(name) and not Path(name).is_dir() else None
+
+
+def _geometry(seen: Mapping[str, Json]) -> dict[str, Any]:
+    """Raises KeyError, TypeError or ValueError for what no image input has."""
+    crop = seen["crop_pct"]
+    if not isinstance(crop, int | float) or not _LEAST_CROP <= crop <= 1:
+        raise ValueError(f"{str(crop)[:40]!r} is no part of an image")
+    return {"img_size": check_count(seen["size"], below=_MOST_PIXELS + 1), "crop_pct": crop}
+
+
+def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     import torch
 
     from featurecache.forward import Forward
     from featurecache.loader import load
 
+    reader, source, part, network = one.reader, one.source, one.part, one.network
     names = [name for name in reader.outputs if reader.output_part(name).prefix == part.prefix]
     valid = np.flatnonzero(reader.valid(names))
     count = min(count, len(valid))

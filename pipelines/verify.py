@@ -1,11 +1,13 @@
 """`fc verify`: whether a cache is whole, and on request whether its teacher still says what is stored."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import UsageError
+from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.types import Json
+from pipelines.describe import describe_progress
 from pipelines.events import Advance, Message, Run
 
 if TYPE_CHECKING:
@@ -30,17 +32,24 @@ def verify_cache(
     """Read every byte of a cache, or all JSON and a sample of the payloads, and compare it with records and seals.
 
     With `recompute` the teacher runs again on that many valid rows of every split, if nothing was wrong before; it is
-    found by what the cache says of it, unless `teacher` names it. Returns cache, digest, sample, bytes, ok, how many
-    problems, the first 20 of them, and by output what the teacher says now: not ok is a mean cosine below 0.999 or, of
-    logits, an agreement of the largest class below 0.99. Raises UsageError if there is no cache, IdentityError if the
-    teacher or the data are others.
+    found by what the cache says of it, unless `teacher` names it. Returns cache, digest, sample, bytes, ok, complete,
+    how many problems, the first 20 of them, and by output what the teacher says now: not ok is a mean cosine below
+    0.999 or, of logits, an agreement of the largest class below 0.99. Raises UsageError if there is no cache,
+    IdentityError if the teacher or the data are others.
     """
     from featurecache.store.objects import LocalObjects
     from featurecache.store.verify import Checked, verify
+    from pipelines.recompute import prepare
+    from pipelines.recompute import recompute as run_again
 
     objects = LocalObjects(cache)
     if not any(objects.exists(name) for name in ("cache.json", "zarr.json", "seals/0.json")):
         raise UsageError(f"there is no cache at {cache}", hint="check the path")
+    prepared = None
+    if recompute:  # before bytes are read for hours
+        with contextlib.suppress(CorruptCacheError):  # of which there is more to say below
+            options: dict[str, Any] = {"teacher": teacher, "weights": weights, "model_kwargs": model_kwargs}
+            prepared = prepare(cache, data=data, **options)
     if sample < 1:
         yield Message(f"reading {sample:.3g} of the payloads; of the others only the sizes, and all JSON")
     problems, read = 0, 0
@@ -57,16 +66,14 @@ def verify_cache(
         "cache": str(cache),
         "digest": None if problems else _digest(objects),
         "ok": not problems,
+        "complete": not problems and describe_progress(cache)["complete"],
         "sample": sample,
         "bytes": read,
         "problems": problems,
         "findings": shown,
     }
-    if recompute and not problems:
-        from pipelines.recompute import recompute_splits
-
-        options: dict[str, Any] = {"teacher": teacher, "weights": weights, "model_kwargs": model_kwargs}
-        found = yield from recompute_splits(cache, rows=recompute, data=data, device=device, **options)
+    if prepared is not None and not problems:
+        found = yield from run_again(prepared, recompute, device=device)
         result["recomputed"] = found
         result["ok"] = all(output["ok"] for split in found.values() for output in split.values())
     return result

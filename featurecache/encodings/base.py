@@ -28,6 +28,11 @@ class Encoding(Protocol):
         """
         ...
 
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises CorruptCacheError for rows of the arrays that no teacher's output is kept as and that would lead
+        `decode`, or who uses what it gives, beyond an array: numbers of classes. Other values are just values."""
+        ...
+
     def decode(self, arrays: "Mapping[str, Tensor]") -> "Tensor | SparseLogits":
         """Rows of the arrays -> float32 (batch, *shape), or sparse logits; NaN in rows that hold no values."""
         ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ class Dense:
     def encode(self, values: Tensor) -> dict[str, Tensor]:
         """(batch, *shape) floating point -> the same in this dtype; what overflows becomes infinite."""
         return {self._name: values.to(self._dtype)}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Every value can be decoded."""
 
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """(batch, *shape) float32."""

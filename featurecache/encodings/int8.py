@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,10 @@ class Int8:
         Raises UsageError for an axis that is none, and for more columns than part.json has room for.
         """
         if axis not in ("", "row", "column"):
-            raise UsageError(f"int8 has a scale for each row or column, not {axis!r}", hint="write int8:row or int8")
+            raise UsageError(
+                f"int8 has a scale for each row or column, not {axis!r}",
+                hint="write int8:row or int8:column, or int8 for the closer one",
+            )
         self.spec = f"int8:{axis}" if axis else "int8"
         values = value_array(output, "int8")
         self._name, self._by_column = output.name, axis == "column"
@@ -60,6 +64,9 @@ class Int8:
             return {self._name: _quantised(exact, self._columns(exact), finite)}
         scale = exact.abs().flatten(1).amax(1) / _STEPS
         return {self._name: _quantised(exact, _each_row(scale, exact), finite), f"{self._name}.scale": scale}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Every value can be decoded."""
 
     def decode(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """(batch, *shape) float32; NaN where there is no value."""

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from featurecache.errors import UsageError
+from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.types import ArraySpec, Dtype, OutputSpec, SparseLogits
 
 __all__ = ["TopK"]
@@ -49,6 +50,13 @@ class TopK:
             f"{self._name}.indices": indices.int(),
             f"{self._name}.logsumexp": sums,
         }
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises CorruptCacheError unless all indices are numbers of classes."""
+        indices = arrays[f"{self._name}.indices"]
+        # as unsigned numbers negative ones are the largest, so one pass checks both ends
+        if indices.size and int(indices.view(f"u{indices.itemsize}").max()) >= self._size:
+            raise CorruptCacheError(f"{self._name}.indices has numbers beyond its {self._size:,} classes")
 
     def decode(self, arrays: Mapping[str, Tensor]) -> SparseLogits:
         """Sparse logits over all classes, values in float32."""

@@ -16,7 +16,7 @@ from featurecache.fingerprint import canonical_json
 from featurecache.store.layout import PartSpec, Shard
 from featurecache.store.objects import LocalObjects, disk_errors
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "count_claims"]
 
 _STALE_SECONDS = 600.0
 """A claim that nobody has renewed for so long may be taken over from another machine."""
@@ -67,6 +67,12 @@ class Claims:
         """Give a shard back, done or not."""
         with contextlib.suppress(OSError):  # on a failing disk there is a worse error under way
             self._mine.pop(shard).unlink()
+
+
+def count_claims(objects: LocalObjects) -> int:
+    """How many shards runs that are alive are at work on, over all parts."""
+    paths = (objects.root / "_claims").rglob("*.json")
+    return sum(not _is_stale(path) for path in paths)
 
 
 def _is_stale(path: Path) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featurecache.encodings import Encoding
+from featurecache.errors import CorruptCacheError
 from featurecache.store.part_reader import PartReader
 from featurecache.types import ArraySpec, SparseLogits
 
@@ -50,23 +51,34 @@ class Column:
         """The same, with its head on a device."""
         return self if self.head is None else replace(self, head=(self.head[0].to(device), self.head[1].to(device)))
 
+    def check(self, encoded: Mapping[str, Tensor]) -> None:
+        """Raises CorruptCacheError for rows, on the CPU, that `decode` could not be trusted with."""
+        try:
+            self.encoding.check({name: tensor.numpy() for name, tensor in self._own(encoded).items()})
+        except CorruptCacheError as error:
+            raise CorruptCacheError(f"{self.part.part.prefix} cannot be decoded: {error.message}") from None
+
     def decode(self, encoded: Mapping[str, Tensor]) -> Tensor | SparseLogits:
         """The output from rows of its arrays, by the names that `arrays` gives them."""
-        prefix = self.part.part.prefix
-        decoded = self.encoding.decode(
-            {array.name: encoded[f"{prefix}/{array.name}"] for array in self.encoding.arrays}
-        )
+        decoded = self.encoding.decode(self._own(encoded))
         if self.head is None:
             return decoded
         assert isinstance(decoded, Tensor)  # whoever gives a head has seen that it fits
         weight, bias = self.head
         return torch.addmm(bias, decoded, weight.T)
 
+    def _own(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of this column's arrays, by the arrays' own names."""
+        prefix = self.part.part.prefix
+        return {array.name: encoded[f"{prefix}/{array.name}"] for array in self.encoding.arrays}
+
 
 def read(columns: Sequence[Column], rows: np.ndarray, *, view: int = 0, device: torch.device | str = "cpu") -> Rows:
     """Some rows (int64) of each column, in memory of their own. Raises what `PartReader.take` does."""
     device = torch.device(device)
     encoded = {key: torch.from_numpy(part.take(array, rows, view=view)) for key, (part, array) in _arrays(columns)}
+    for column in columns:
+        column.check(encoded)
     moved = {key: tensor.to(device) for key, tensor in encoded.items()}
     return {column.name: column.on(device).decode(moved) for column in columns}
 
@@ -90,6 +102,8 @@ def gather(
         sets, itertools.chain(first, batches), view
     )
     for buffers, encoded in taken:
+        for column in columns:
+            column.check(encoded)
         moved = {key: tensor.to(device, non_blocking=buffers.pinned) for key, tensor in encoded.items()}
         buffers.copy_began(device)
         borrowed = {tensor.untyped_storage().data_ptr() for tensor in encoded.values()}
@@ -121,6 +135,7 @@ class _Buffers:
         part, array = self._arrays[key]
         room = self._room.get(key)
         if room is None or len(room) < len(rows):
+            part.check(array, rows, view=view)
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
             room = self._room[key] = torch.empty((len(rows), *array.shape), dtype=dtype, pin_memory=self.pinned)
         taken = room[: len(rows)]

@@ -19,7 +19,9 @@ __all__ = [
     "FORMAT",
     "GROUP",
     "MAX_PART_BYTES",
+    "MOST_AXES",
     "REASON",
+    "RESERVED_NAMES",
     "VALID",
     "Asset",
     "EncodedOutput",
@@ -45,9 +47,12 @@ GROUP: Json = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 MAX_PART_BYTES = 2**24
 """Largest part.json: room for the names of a million classes."""
+MOST_AXES = 30
+"""Of an array besides view and sample; numpy 1 knows 32 in all."""
+RESERVED_NAMES = frozenset({"assets", "seals", "c", "zarr.json", "cache.json", "part.json"})
+"""What nothing in a cache may be called, because it stands for something else there."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*")
-_RESERVED = {"assets", "seals", "c", "zarr.json", "cache.json", "part.json"}
 _MAX_SHARD_BYTES = 64 * 2**20
 _INNER_BYTES = 512 * 2**10
 _MAX_ROW_BYTES = 2**30
@@ -204,7 +209,7 @@ class PartSpec:
 
 def check_name(name: str, kind: str) -> str:
     """A name that may become a directory of a cache. Raises UsageError for any other."""
-    if not _NAME.fullmatch(name) or len(name) > 64 or name in _RESERVED:
+    if not _NAME.fullmatch(name) or len(name) > 64 or name in RESERVED_NAMES:
         hint = (
             "names are lower-case letters, digits, '-', '_' and inner dots, begin with a letter, at most 64 characters"
         )
@@ -298,6 +303,8 @@ def _check_array(array: ArraySpec) -> None:
     check_name(array.name, "array")
     if array.longest and array.shape:
         raise UsageError(f"the ragged array {array.name} cannot have trailing axes")
+    if len(array.shape) > MOST_AXES:
+        raise UsageError(f"{array.name} has more than {MOST_AXES} trailing axes")
     if len(array.dimensions) not in (0, len(array.shape)):
         raise UsageError(f"{array.name} has {len(array.shape)} trailing axes, not {len(array.dimensions)}")
     if not 1 <= array.row_bytes <= _MAX_ROW_BYTES:

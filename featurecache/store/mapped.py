@@ -52,7 +52,12 @@ def will_need(values: np.ndarray, start: int, stop: int) -> None:
 
 
 def _loaded(files: Mapping[int, tuple[Path, int]], total: int, slot_bytes: int) -> np.ndarray:
-    array = np.zeros(total, np.uint8)
+    try:
+        array = np.zeros(total, np.uint8)  # what no file fills is never touched, so it takes no memory
+    except MemoryError:
+        path = next(iter(files.values()))[0]
+        message = f"{path} is said to be one of {total // slot_bytes:,} shards: {total:,} bytes cannot be had"
+        raise CorruptCacheError(message, hint="check `ulimit -v`, or restore part.json from a copy") from None
     for slot, (path, size) in files.items():
         descriptor = _open(path, size)
         with os.fdopen(descriptor, "rb") as file:

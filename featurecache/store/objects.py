@@ -87,6 +87,24 @@ class LocalObjects:
             return []
         return sorted(name for name in names if _SEGMENT.fullmatch(name))
 
+    def sizes(self) -> Iterator[int]:
+        """Bytes of every plain file but those under `_tmp` and `_claims`, at any depth.
+
+        No link is followed. What is gone before it is looked at, or cannot be listed, does not count: a run may be
+        under way.
+        """
+        folders = [self.root]
+        while folders:  # a stranger's folders may be nested deeper than calls can be
+            folder = folders.pop()
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if folder != self.root or entry.name not in ("_tmp", "_claims"):
+                            folders.append(folder / entry.name)
+                    elif entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield entry.stat(follow_symlinks=False).st_size
+
     def put_new(self, key: str, data: bytes) -> bool:
         """Create an object durably. False, and nothing changed, if it stands already."""
         path, file = self.temporary()

@@ -16,6 +16,8 @@ from featurecache.types import ArraySpec
 
 __all__ = ["PartReader"]
 
+_HINT = "run the same `fc extract` again to add what is missing"
+
 
 class PartReader:
     """The committed rows of one part, as arrays."""
@@ -34,11 +36,13 @@ class PartReader:
         It is written into `out`, C-contiguous and of the array's dtype, if one is given: a buffer that is used again
         is filled several times faster than new memory.
         """
-        slot = self._view_slot(view)
-        # as unsigned numbers negative ones are the largest, so one pass checks both ends
-        if rows.size and int(rows.view(np.uint64).max()) >= self.part.rows:
-            raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
+        slot = self._slot(rows, view)
         return self._mapped(array.name).take(rows, slot, out)
+
+    def check(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> None:
+        """Raises what `take` would, before anybody makes room for these rows."""
+        slot = self._slot(rows, view)
+        self._mapped(array.name).check(rows, slot)
 
     def whole(self, name: str, *, view: int = 0) -> np.ndarray:
         """(rows of the split, *shape): a whole array."""
@@ -59,6 +63,14 @@ class PartReader:
             )
         return self._arrays[name]
 
+    def _slot(self, rows: np.ndarray, view: int) -> int:
+        """The slot of a view. Raises UsageError if it is not there, or one of the rows is not."""
+        slot = self._view_slot(view)
+        # as unsigned numbers negative ones are the largest, so one pass checks both ends
+        if rows.size and int(rows.view(np.uint64).max()) >= self.part.rows:
+            raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
+        return slot
+
     def _view_slot(self, view: int) -> int:
         first, stop = self.part.views or (view, view + 1)
         if not first <= view < stop:
@@ -78,6 +90,8 @@ class _MappedArray:
         trust: bool,
     ) -> None:
         check_array(objects, part, array)
+        if not records:  # what part.json alone claims takes no memory
+            raise IncompleteError(f"nothing of {part.prefix}/{array.name} is committed", hint=_HINT)
         shard_rows = part.rows_per_shard
         self._inner_rows = inner_rows(array, shard_rows)
         per_shard = shard_rows // self._inner_rows
@@ -110,10 +124,14 @@ class _MappedArray:
 
     def take(self, rows: np.ndarray, slot: int, out: np.ndarray | None) -> np.ndarray:
         """A copy of some rows of the view in a slot; rows and slot were range-checked by the caller."""
-        if not self._all_checked:
-            self._check_new(self._chunks(rows, slot))
+        self.check(rows, slot)
         # "clip" lets numpy write straight into the result; the range was checked above
         return self._views[slot].take(rows, axis=0, out=out, mode="clip")
+
+    def check(self, rows: np.ndarray, slot: int) -> None:
+        """Raises IncompleteError or CorruptCacheError unless the inner chunks of these rows are as committed."""
+        if not self._all_checked:
+            self._check_new(self._chunks(rows, slot))
 
     def elements(self, offsets: np.ndarray) -> list[np.ndarray]:
         """Elements [start, stop) for each row of `offsets`."""
@@ -145,8 +163,7 @@ class _MappedArray:
     def _check(self, chunks: np.ndarray) -> None:
         absent = chunks[self._expected[chunks] < 0]
         if absent.size:
-            hint = "run the same `fc extract` again to add them"
-            raise IncompleteError(f"{self._named(int(absent[0]))} are not committed", hint=hint)
+            raise IncompleteError(f"{self._named(int(absent[0]))} are not committed", hint=_HINT)
         for chunk in chunks:
             rows = self.values[chunk * self._inner_rows : (chunk + 1) * self._inner_rows]
             if google_crc32c.value(rows) != self._expected[chunk]:

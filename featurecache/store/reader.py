@@ -17,7 +17,7 @@ from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts, read_asset, splits
 from featurecache.store.seals import Seal, latest_seal
 from featurecache.store.writer import check_version
-from featurecache.types import ArraySpec, Json, Modality, OutputSpec, SparseLogits
+from featurecache.types import NO_LABEL, ArraySpec, Json, Modality, OutputSpec, SparseLogits
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +116,15 @@ class CacheReader:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 (rows,): the class index of each row, NO_LABEL where it has none."""
-        return self._rows.whole("label").astype(np.int64)
+        """int64 (rows,): the class index of each row, NO_LABEL where it has none.
+
+        Raises CorruptCacheError for a number that no class has.
+        """
+        labels = self._rows.whole("label").astype(np.int64)
+        if labels.min() < NO_LABEL or labels.max() >= max(len(self.class_names), 1):
+            found, prefix = len(self.class_names), self._rows.part.prefix
+            raise CorruptCacheError(f"{prefix}/label has numbers beyond its {found:,} classes")
+        return labels
 
     @cached_property
     def content_hashes(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from featurecache.errors import CorruptCacheError, FeatureCacheError, UsageError
 from featurecache.fingerprint import canonical_json
 from featurecache.store.commit import CommitRecord, read_record, record_shard
 from featurecache.store.hashes import Hashes
-from featurecache.store.layout import GROUP, PartSpec, Shard, shard_key
+from featurecache.store.layout import GROUP, MOST_AXES, PartSpec, Shard, shard_key
 from featurecache.store.objects import LocalObjects
 from featurecache.store.parts import check_asset, metadata, read_part
 from featurecache.store.seals import Seal, part_keys, read_seal, seal_numbers
@@ -27,6 +27,10 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 _IGNORED = {"_tmp", "_claims", "README.md"}
+_LEFT_ABOUT = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|Thumbs\.db|desktop\.ini")
+"""What file systems and desktops put into folders by themselves."""
+_DEEPEST = 6 + MOST_AXES
+"""Names in the longest key there is: SPLIT/PART/ARRAY/c/VIEW/SHARD/0/0..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +92,26 @@ class Survey:
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[Finding]:
         """Fill in the files. Nothing is followed or opened."""
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                key = prefix + entry.name.encode("utf-8", "backslashreplace").decode()
-                if key in _IGNORED and not entry.is_symlink():
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    yield from self._walk(folder / entry.name, f"{key}/")
-                elif stat.S_ISREG(status.st_mode):
-                    self.files[key] = status.st_size
-                else:
-                    yield Finding(key, "is not a plain file")
+        if prefix.count("/") >= _DEEPEST:
+            yield Finding(prefix.removesuffix("/"), "is a folder deeper than any of a cache")
+            return
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Finding(prefix.removesuffix("/"), f"cannot be listed: {os.strerror(error.errno or 0)}")
+            return
+        for entry in listed:
+            key = prefix + entry.name.encode("utf-8", "backslashreplace").decode()
+            if (key in _IGNORED or _LEFT_ABOUT.fullmatch(entry.name)) and not entry.is_symlink():
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._walk(folder / entry.name, f"{key}/")
+            elif stat.S_ISREG(status.st_mode):
+                self.files[key] = status.st_size
+            else:
+                yield Finding(key, "is not a plain file")
 
     def _try(
         self, key: str, read: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs

@@ -21,7 +21,9 @@ _MAX_NUMBER = 2**53
 """Beyond it, not every reader of JSON has the same number."""
 _MAX_VALUES = 2**21
 """Of one file, unless there are 32 bytes for each: two million empty lists take 150 MB in memory."""
-_LONG = re.compile(rb"(?<![0-9.eE+])-?[0-9]{16,4000}(?![0-9.eE])")
+_LONG = re.compile(rb"(?<![0-9.eE+])-?[0-9]{16,}(?![0-9.eE])")
+_MOST_DIGITS = 17
+"""What is longer is beyond _MAX_NUMBER, and beyond 4,300 digits Python makes no number of it."""
 _BLOCK = 2**20
 _HINT = "restore that file from a copy, or make the cache anew"
 
@@ -77,7 +79,7 @@ def parse_json(data: bytes, key: str) -> Json:
         raise CorruptCacheError(f"{key} is nested more than {MAX_DEPTH} deep")
     if nested > 4096 + len(data) // 32 or bare.count(b",") > max(_MAX_VALUES, len(data) // 32):
         raise CorruptCacheError(f"{key} has too many tiny values for its {len(data):,} bytes")
-    if any(abs(int(digits)) >= _MAX_NUMBER for digits in _LONG.findall(bare)):
+    if any(len(digits) > _MOST_DIGITS or abs(int(digits)) >= _MAX_NUMBER for digits in _LONG.findall(bare)):
         raise CorruptCacheError(f"{key} has a whole number beyond 2**53")
     try:
         return json.loads(data.decode(), parse_constant=_refuse, object_pairs_hook=_object)

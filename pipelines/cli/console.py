@@ -17,7 +17,7 @@ from featurecache.types import Json
 from pipelines.cli.interrupts import Interrupts
 from pipelines.events import Advance, Event, Message, Run
 
-__all__ = ["duration", "fail", "follow", "note", "show", "write"]
+__all__ = ["duration", "fail", "follow", "note", "show", "size", "write"]
 
 Result = TypeVar("Result")
 
@@ -106,6 +106,7 @@ class _PlainLines:
     def __init__(self) -> None:
         self._shown = time.monotonic()
         self._pace = _Pace()
+        self._ended: set[str] = set()
 
     def stop(self) -> None:
         """Nothing to tidy up."""
@@ -117,7 +118,9 @@ class _PlainLines:
             return
         text = self._pace.text(event)
         now = time.monotonic()
-        if event.done >= event.total or now - self._shown >= _QUIET_SECONDS:
+        is_end = event.done >= event.total and event.stage not in self._ended
+        if is_end or (event.done < event.total and now - self._shown >= _QUIET_SECONDS):
+            self._ended |= {event.stage} if is_end else set()
             self._shown = now
             note(f"{event.stage}: {text}")
 
@@ -185,6 +188,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def size(count: int) -> str:
+    """Bytes in words: "512 bytes", "1.9 MB", "69 GB"."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    power = min(max(len(f"{count}") - 1, 0) // 3, len(units) - 1)
+    return f"{count / 1000**power:.3g} {units[power]}"
+
+
 def _lines(facts: Json, width: int | None = None, indent: str = "") -> list[str]:
     """Names and values in two columns; what is nested is indented, and what is too long for `width` goes on below."""
     if not isinstance(facts, Mapping):
@@ -214,7 +224,9 @@ def _text(value: Json) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        if abs(value) >= 1000:
+            return f"{value:,.0f}"
+        return f"{value:.6f}" if 0.999 <= abs(value) < 1 else f"{value:.4g}"  # what is almost 1 is not 1
     if isinstance(value, int):
         return f"{value:,}"
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -80,11 +80,14 @@ def extract(
         bool,
         typer.Option("--trust-remote-code", help="Run the model's code; needs a full revision.", rich_help_panel=MODEL),
     ] = False,
-    text_column: TextColumn = "text",
-    label_column: LabelColumn = "label",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     id_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the key, where there is one.", rich_help_panel=COLUMNS)
-    ] = "id",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Column of the key, where there is one.", show_default="id", rich_help_panel=COLUMNS
+        ),
+    ] = None,
     image_column: ImageColumn = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per forward pass.", rich_help_panel=MACHINE)
@@ -136,7 +139,8 @@ def extract(
     )
     facts = console.follow(run, interrupted=lambda: "nothing was written" if dry_run else _how_to_go_on(out))
     if dry_run and not as_json:
-        facts["time"] = console.duration(3600 * facts.pop("hours"))
+        facts |= {name: f"{facts[name]:,} ({console.size(facts[name])})" for name in ("bytes", "free")}
+        facts["time"] = f"{console.duration(3600 * facts.pop('hours'))}, without starting, listing and measuring"
     console.show(facts, as_json=as_json)
 
 
@@ -192,8 +196,8 @@ def fit_teacher(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="FILE.safetensors to start from.", rich_help_panel=MODEL)
     ] = None,
-    text_column: TextColumn = "text",
-    label_column: LabelColumn = "label",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     image_column: ImageColumn = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per step.", rich_help_panel=MACHINE)
@@ -239,8 +243,10 @@ def _how_to_go_on(out: str) -> str:
     from pipelines.describe import describe_progress
 
     try:
-        parts = describe_progress(out)["parts"].items()
+        facts = describe_progress(out)
+        parts = [(name, part) for name, part in facts["parts"].items() if not name.endswith("/rows")]
         kept = ", ".join(f"{name} {part['committed']:,} of {part['rows']:,} rows" for name, part in parts)
+        kept += f"; not begun is {', '.join(facts['not_begun'])}" if kept and facts["not_begun"] else ""
     except FeatureCacheError:
         kept = ""
     return f"{f'committed are {kept}' if kept else 'nothing was committed yet'}; go on with\n  {resume_command()}"

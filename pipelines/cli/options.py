@@ -67,12 +67,18 @@ Precision = Annotated[
         "--amp", metavar="DTYPE", help="float32, or autocast to bfloat16 or float16.", rich_help_panel=MACHINE
     ),
 ]
-TextColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the text.", rich_help_panel=COLUMNS)]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the text.", show_default="text", rich_help_panel=COLUMNS),
+]
 ImageColumn = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Column of the image, where several could be.", rich_help_panel=COLUMNS),
 ]
-LabelColumn = Annotated[str, typer.Option(metavar="NAME", help="Column of the label.", rich_help_panel=COLUMNS)]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the label.", show_default="label", rich_help_panel=COLUMNS),
+]
 
 
 def existing_device(name: str | None) -> str | None:

@@ -53,10 +53,16 @@ def verify(
     )
     facts = console.follow(run, interrupted="nothing was changed")
     findings = facts["findings"]
+    if not as_json:
+        facts["sample"] = f"{facts['sample']:.4g}" if facts["sample"] < 1 else "all"
     console.show(facts if as_json else {name: facts[name] for name in facts if name != "findings"}, as_json=as_json)
     for line in findings:
         console.note(f"  {line}")
     if facts["problems"] > len(findings):
         console.note(f"  and {facts['problems'] - len(findings):,} more")
+    if findings:
+        console.note("restore these from a copy, or see docs/guarantees.md, After exit code 5")
+    elif not facts["complete"]:
+        console.note("not finished: what is there is sound; `featurecache status` says what is missing")
     if not facts["ok"]:
         raise typer.Exit(5)

@@ -17,7 +17,7 @@ from featurecache.store.reader import open_cache
 from featurecache.store.seals import seal
 from featurecache.store.writer import CacheWriter, create_cache
 from featurecache.types import ArraySpec, OutputSpec
-from tests.attacks.reading import findings, read_plainly
+from tests.attacks.reading import described, findings, read_plainly
 from tests.store.small_parts import signed, teacher_part, write_part, write_rows
 
 ROWS, DIM, CLASSES = 10, 4, 2
@@ -133,5 +133,6 @@ def check(attack: Attack, good: Path, root: Path) -> None:
         folder = attack.key.rpartition("/")[0] or attack.key
         assert (attack.says or folder) in refused.value.message, refused.value
         assert refused.value.exit_code in EXIT_CODES
+    assert all(error.exit_code in EXIT_CODES for error in described(root))
     told = findings(root)
     assert any(attack.key in str(finding) for finding in told), told

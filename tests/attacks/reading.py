@@ -15,6 +15,7 @@ from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.reader import open_cache
 from featurecache.store.verify import Finding, verify
+from pipelines.describe import describe_cache, describe_progress
 
 FORBIDDEN = (
     "pickle.find_class",
@@ -53,6 +54,17 @@ def findings(root: Path) -> list[Finding]:
     return [event for event in verify(LocalObjects(root)) if isinstance(event, Finding)]
 
 
+def described(root: Path) -> list[FeatureCacheError]:
+    """What `info` and `status` say against a cache."""
+    refused = []
+    for describe in (describe_cache, describe_progress):
+        try:
+            json.dumps(describe(root))
+        except FeatureCacheError as error:
+            refused.append(error)
+    return refused
+
+
 def tried(root: Path) -> dict[str, object]:
     """One cache, read and verified."""
     began = time.perf_counter()
@@ -63,6 +75,7 @@ def tried(root: Path) -> dict[str, object]:
         refused = type(error).__name__
     read = time.perf_counter()
     told = len(findings(root))
+    described(root)
     times = {"reader_seconds": round(read - began, 4), "verify_seconds": round(time.perf_counter() - read, 4)}
     return {"refused": refused, "findings": told, **times}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import FeatureCacheError
 from tests.attacks.hostile import EMBEDDING, RECORD, right_values, value_of, write
-from tests.attacks.reading import findings, read_plainly
+from tests.attacks.reading import described, findings, read_plainly
 from tests.store.small_parts import signed
 from tests.store.test_layout import HOSTILE, paths_of, replaced
 
@@ -38,6 +38,7 @@ def check(good, root, key, data):
     try:
         write(root, key, data)
         told = findings(root)
+        described(root)
         try:
             found = read_plainly(root)
         except FeatureCacheError:

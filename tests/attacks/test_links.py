@@ -37,6 +37,14 @@ def folder(key):
     return build
 
 
+def deep(root):
+    """Folders within each other, deeper than any key."""
+    folder = root / "train/vit"
+    for _ in range(60):
+        folder /= "x"
+        folder.mkdir()
+
+
 SEAL = "seals/0.json"
 NO_CACHE = {"cache.json": "there is no cache"}
 LINKED = [
@@ -59,6 +67,7 @@ ATTACKS = [
     *(Attack(f"{key} is a link", link(key), key) for key in LINKED),
     *(Attack(f"{key} is a pipe", pipe(key), key, says=NO_CACHE.get(key, "")) for key in FILES),
     *(Attack(f"{key} is a folder", folder(key), key, says=NO_CACHE.get(key, "")) for key in FILES if key != SEAL),
+    Attack("sixty folders within each other", deep, "train/vit" + "/x" * 34, is_read=True),
 ]
 
 

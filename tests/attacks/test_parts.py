@@ -10,6 +10,7 @@ from featurecache.store.objects import LocalObjects
 from featurecache.store.parts import metadata, read_part
 from featurecache.types import ArraySpec
 from tests.attacks.hostile import Attack, change, check, value_of, write
+from tests.attacks.reading import described
 from tests.store.small_parts import rows_identity, signed
 
 PART = "train/vit/part.json"
@@ -139,3 +140,7 @@ def test_no_such_name_becomes_a_path(name, tmp_path):
     if name not in ("Embedding", "a" * 65):
         with pytest.raises(UsageError):
             LocalObjects(tmp_path).path(f"train/{name}/x")
+
+
+def test_the_good_cache_can_be_described(good):
+    assert described(good) == []

@@ -107,3 +107,20 @@ def test_errors_name_the_program_that_every_shell_starts(capsys):
     with pytest.raises(SystemExit) as ended:
         console.fail(CorruptCacheError("bad"))
     assert ended.value.code == 5 and capsys.readouterr().err == "error: bad\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_918_998, "1.92 MB"), (69_130_924_032, "69.1 GB")],
+)
+def test_sizes(count, text):
+    assert console.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.99998, "0.999980"), (1.0, "1"), (0.98765, "0.9877"), (12345.6, "12,346"), (0.000123, "0.000123")],
+)
+def test_numbers(capsys, value, text):
+    console.show({"value": value}, as_json=False)
+    assert capsys.readouterr().out == f"value  {text}\n"

@@ -131,7 +131,7 @@ def test_cache_that_is_not_sealed(run, copy, trained):
         result = run(*command)
         assert result.code == 3 and "is not sealed" in result.err and "featurecache extract" in result.err
     status = run("status", copy)
-    assert status.code == 3 and "sealed    no" in status.out and "featurecache extract" in status.err
+    assert status.code == 3 and "sealed     no" in status.out and "featurecache extract" in status.err
 
 
 def change(path, at):

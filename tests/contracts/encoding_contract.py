@@ -52,6 +52,7 @@ class EncodingContract:
 
     def test_round_trip_through_stored_arrays(self, encoding, values):
         stored = {a.name: encoding.encode(values)[a.name].numpy().astype(a.dtype) for a in encoding.arrays}
+        encoding.check(stored)
         decoded = encoding.decode({name: torch.from_numpy(array) for name, array in stored.items()})
         exact = values.double()
         allowed = self.allowed(exact)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.encodings import make_encoding
-from featurecache.errors import UsageError
+from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.types import OutputSpec
 from tests.contracts.encoding_contract import EncodingContract
 
@@ -117,3 +117,17 @@ def test_temperatures_that_cannot_be(spec):
 def test_k_beyond_the_classes(k, shape):
     with pytest.raises(UsageError, match=f"topk:{k} needs an output with at least {k} classes"):
         make_encoding(f"topk:{k}", OutputSpec("logits", shape))
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(5, np.uint16), (70_000, np.int32)])
+def test_indices_are_numbers_of_classes(classes, dtype):
+    encoding = make_encoding("topk:2@1", OutputSpec("logits", (classes,)))
+
+    def check(*rows):
+        encoding.check({"logits.indices": np.array(rows, dtype).reshape(-1, 2)})
+
+    check()
+    check([0, classes - 1], [3, 1])
+    for wrong in (classes, np.iinfo(dtype).max, np.iinfo(dtype).min if dtype == np.int32 else 77):
+        with pytest.raises(CorruptCacheError, match=rf"logits\.indices has numbers beyond its {classes:,} classes"):
+            check([0, 1], [1, wrong])

@@ -237,10 +237,12 @@ def test_data_that_moved_are_asked_for(text_cache, tmp_path):
     assert len(rows.keys) == 160 and rows.joined.changed_labels == 0
 
 
-def test_a_cache_does_not_decide_what_is_fetched(tmp_path, monkeypatch):
-    create_cache(tmp_path, source={"data": ["train=http://127.0.0.1:9/x.tar"]})
+@pytest.mark.parametrize("place", ["train=http://127.0.0.1:9/x.tar", "hf:evil/set", "train=hf:/etc", "imagenet"])
+def test_a_cache_does_not_decide_what_is_fetched(tmp_path, monkeypatch, place):
+    monkeypatch.delenv("FC_DATA", raising=False)
+    create_cache(tmp_path, source={"data": [place]})
     monkeypatch.setattr("pipelines.load.open_data", lambda *_, **__: pytest.fail("an address was opened"))
-    with pytest.raises(SourceError, match=r"the cache says its samples are at train=http://127.0.0.1:9/x.tar") as error:
+    with pytest.raises(SourceError, match=f"the cache says its samples are at {place}") as error:
         open_samples(open_cache(tmp_path), "train")
     assert "--data" in error.value.hint
 

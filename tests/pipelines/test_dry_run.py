@@ -69,7 +69,7 @@ def test_bytes_and_files_are_those_of_the_real_run(tmp_path, options, large, req
     assert everything(tmp_path) == []
     finish(extract_cache(**options, out=tmp_path / "here" / "cache"))
     arrays, assets, files = written(tmp_path / "here" / "cache")
-    assert facts["arrays"] == arrays
+    assert facts["bytes_by_array"] == arrays
     assert facts["bytes"] == sum(sum(sizes.values()) for sizes in arrays.values()) + assets
     assert facts["files"] == files
     made = describe_cache(tmp_path / "here" / "cache")["splits"]
@@ -88,7 +88,7 @@ def test_keys_of_different_lengths_take_what_they_take(tmp_path):
     facts = finish(extract_cache(**options, out=tmp_path / "cache", dry_run=True))
     finish(extract_cache(**options, out=tmp_path / "cache"))
     arrays, _, files = written(tmp_path / "cache")
-    assert (facts["arrays"], facts["files"]) == (arrays, files)
+    assert (facts["bytes_by_array"], facts["files"]) == (arrays, files)
 
 
 def test_what_it_says(tmp_path):
@@ -140,11 +140,11 @@ def test_only_what_is_missing_counts(tmp_path, small_shards):
     facts = finish(extract_cache(**TEXTS, out=out, dry_run=True))
     assert everything(tmp_path) == before
     assert facts["splits"]["train"]["missing"] == left and facts["splits"]["test"]["missing"] == 20
-    assert sum(facts["arrays"]["train/rows"].values()) == 0
+    assert sum(facts["bytes_by_array"]["train/rows"].values()) == 0
     finish(extract_cache(**TEXTS, out=out))
     last = written(out)
     for part, sizes in last[0].items():
-        assert facts["arrays"][part] == {
+        assert facts["bytes_by_array"][part] == {
             name: size - first[0].get(part, {}).get(name, 0) for name, size in sizes.items()
         }
     assert facts["files"] == last[2] - first[2]

@@ -38,7 +38,7 @@ def _canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_rows(objects, split="train", rows=10):
+def write_rows(objects, split="train", rows=10, class_names=("a", "b", "c")):
     """The part "rows" of a split, laid out by hand."""
     keys = [key.encode() for key in keys_of(rows)]
     longest = max(map(len, keys))
@@ -55,7 +55,7 @@ def write_rows(objects, split="train", rows=10):
             ArraySpec("label", "int32"),
             ArraySpec("content_hash", "uint64"),
         ),
-        facts={"modality": "text", "class_names": ["a", "b", "c"]},
+        facts={"modality": "text", "class_names": list(class_names)},
     )
     writer = CacheWriter(objects, part)
     for shard in writer.pending():

@@ -21,7 +21,7 @@ ROWS = 2500
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Two teachers: "embedding" as float32, a probe on it, and "logits" as the two largest of 7,000."""
+    """Two teachers: "embedding" as float32, a probe on it, and "logits" as the two largest of 65,536."""
     objects = create_cache(tmp_path_factory.mktemp("gathered"), source={})
     write_rows(objects, rows=ROWS)
     write_part(objects, part_of("dense", [ArraySpec("embedding", "float32", (4,), ("feature",))], "embedding", 4))
@@ -30,7 +30,7 @@ def cache(tmp_path_factory):
         ArraySpec("logits.indices", "uint16", (2,), ("rank",)),
         ArraySpec("logits.logsumexp", "float32", (1,), ("temperature",)),
     ]
-    write_part(objects, part_of("sparse", sparse, "logits", 7000, "topk:2@3"))
+    write_part(objects, part_of("sparse", sparse, "logits", 2**16, "topk:2@3"))
     add_probe(objects, "probe", 1, teacher="id-dense", rows=ROWS)
     return open_cache(objects.root)
 

@@ -265,3 +265,9 @@ def test_a_part_is_not_written_before_it_has_its_scales():
     part = teacher_part(10)
     with pytest.raises(UsageError, match="int8:column of embedding needs 4 scales, and has 0"):
         dataclasses.replace(part, outputs=(EncodedOutput(OutputSpec("embedding", (4,)), "int8:column"),)).to_json()
+
+
+def test_no_array_has_more_axes_than_can_be_read():
+    assert teacher_part(arrays=(ArraySpec("embedding", "float16", (1,) * 30),)).arrays
+    with pytest.raises(UsageError, match="more than 30 trailing axes"):
+        teacher_part(arrays=(ArraySpec("embedding", "float16", (1,) * 31),))

@@ -117,3 +117,9 @@ def test_advised_rows_come_from_the_disk(tmp_path):
     assert array.ctypes.data % 2**21 == 0
     mapped.will_need(array, 0, len(array))
     assert array[: 2**21].tobytes() == (tmp_path / "0").read_bytes()[: 2**21]
+
+
+def test_more_shards_than_there_is_memory_for(tmp_path):
+    files = shards(tmp_path, 1000)
+    with pytest.raises(CorruptCacheError, match=r"said to be one of 1,099,511,627,776 shards"):
+        map_shards(files, slots=2**40, slot_bytes=1000)

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import time
 
 import pytest
@@ -206,3 +207,16 @@ def test_what_others_named_is_synced_before_it_is_built_upon(tmp_path, monkeypat
     del synced[:]
     objects.sync("a/b")
     assert synced == ["cache/a/b"]  # those above are known by now
+
+
+def test_sizes_of_what_a_cache_holds(objects):
+    for name in ("_tmp/one", "_claims/two", "train/vit/_claims", "a", "b", "c"):
+        path = objects.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"123456")
+    (objects.root / "link").symlink_to(objects.root / "_tmp/one")
+    assert sum(objects.sizes()) == 4 * 6
+    sizes = objects.sizes()
+    next(sizes)
+    shutil.rmtree(objects.root)  # while somebody counts
+    list(sizes)

@@ -1,5 +1,7 @@
 """What a split gives by name: outputs of teachers in their encodings, and heads of probes on top."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,11 +28,11 @@ def test_sparse_logits(objects):
             name: getattr(part, name)
             for name in ("name", "kind", "split", "rows", "identity", "arrays", "views", "facts")
         },
-        outputs=(EncodedOutput(OutputSpec("logits", (7000,)), "topk:2@3"),),
+        outputs=(EncodedOutput(OutputSpec("logits", (2**16,)), "topk:2@3"),),
     )
     model = write_part(objects, part)
     found = open_cache(objects.root).split().read([3, 1])["logits"]
-    assert isinstance(found, SparseLogits) and (found.size, found.temperatures) == (7000, (3.0,))
+    assert isinstance(found, SparseLogits) and (found.size, found.temperatures) == (2**16, (3.0,))
     assert np.array_equal(found.values, model["logits.values"][0, [3, 1]])
     assert np.array_equal(found.indices, model["logits.indices"][0, [3, 1]])
     assert np.array_equal(found.logsumexp, model["logits.logsumexp"][0, [3, 1]])
@@ -106,3 +108,20 @@ def test_a_head_that_is_no_safetensors(objects):
     path.write_bytes(b"\x80\x04pickle?")
     with pytest.raises(CorruptCacheError, match="head.safetensors is not what train/probe/part.json names"):
         open_cache(objects.root).split().read([0], outputs=["logits"])
+
+
+@pytest.mark.parametrize("how", ["read", "gather"])
+def test_classes_beyond_those_there_are(objects, how):
+    write_rows(objects)
+    arrays = (
+        ArraySpec("logits.values", "float16", (2,), ("rank",)),
+        ArraySpec("logits.indices", "uint16", (2,), ("rank",)),
+        ArraySpec("logits.logsumexp", "float32", (1,), ("temperature",)),
+    )
+    part = teacher_part(arrays=(*arrays, VALID, REASON))
+    write_part(objects, replace(part, outputs=(EncodedOutput(OutputSpec("logits", (5,)), "topk:2@3"),)))
+    reader = open_cache(objects.root).split()
+    with pytest.raises(
+        CorruptCacheError, match=r"train/vit cannot be decoded: logits\.indices has numbers beyond its 5"
+    ):
+        reader.read([3], device="meta") if how == "read" else list(reader.gather([[3]], device="meta"))

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
+from featurecache.store.gather import _Buffers
 from featurecache.store.layout import REASON, VALID
 from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import CacheWriter
@@ -182,3 +183,27 @@ def test_advice_changes_nothing(many):
     reader = PartReader(objects, part)
     reader.will_need(MANY[0], np.arange(2500), view=6)
     np.testing.assert_array_equal(reader.whole("wide", view=6), model["wide"][2])
+
+
+@pytest.mark.parametrize("width", [2**28 - 1, 2**28])
+def test_what_part_json_alone_claims_takes_no_memory(objects, width):
+    """98 TiB, of which nothing is committed: neither the array nor a batch of it is made."""
+    part = teacher_part(100_000, arrays=(ArraySpec("embedding", "float32", (width,), ("feature",)), VALID, REASON))
+    CacheWriter(objects, part)
+    reader, array = PartReader(objects, part), part.arrays[0]
+    with pytest.raises(IncompleteError, match="nothing of train/vit/embedding is committed"):
+        reader.take(array, np.arange(1))
+    with pytest.raises(IncompleteError):
+        _Buffers({"e": (reader, array)}, pinned=False).fill(np.arange(100_000), 0)
+
+
+def test_no_room_is_made_for_rows_that_are_not_committed(objects):
+    part = teacher_part(2500, arrays=(ArraySpec("embedding", "float16", (4,), ("feature",)), VALID, REASON))
+    write_part(objects, part, skip={(0, 1)})
+    reader = PartReader(objects, part)
+    buffers = _Buffers({"e": (reader, part.arrays[0])}, pinned=False)
+    assert buffers.fill(np.arange(1024), 0)["e"].shape == (1024, 4)
+    room = buffers._room["e"]
+    with pytest.raises(IncompleteError, match="rows 1,024 to 2,047"):
+        buffers.fill(np.full(2000, 1500), 0)
+    assert buffers._room["e"] is room

@@ -191,3 +191,15 @@ def test_folders_of_other_tools_do_not_disturb(objects):
     assert open_cache(objects.root).splits == ["train"] and len(open_cache(objects.root).split()) == 10
     os.symlink("/", objects.root / "root")
     assert open_cache(objects.root).splits == ["train"]
+
+
+@pytest.mark.parametrize("class_names", [[], ["a"]])
+def test_labels_beyond_the_classes(objects, class_names):
+    write_rows(objects, class_names=class_names)
+    with pytest.raises(CorruptCacheError, match=f"train/rows/label has numbers beyond its {len(class_names)} classes"):
+        _ = open_cache(objects.root).split().labels
+
+
+def test_labels_up_to_the_last_class(objects):
+    write_rows(objects, class_names=["a", "b"])
+    assert open_cache(objects.root).split().labels.tolist() == [-1, 0, 1, -1, 0, 1, -1, 0, 1, -1]

@@ -77,10 +77,18 @@ def test_the_same_values_in_other_bytes_are_refused(objects, data):
 
 
 @pytest.mark.parametrize(
-    "number", [b"9007199254740992", b"-9007199254740992", b"[1,99999999999999999999]", b"1" * 4500]
+    "number",
+    [
+        b"9007199254740992",
+        b"-9007199254740992",
+        b"[1,99999999999999999999]",
+        *(b"1" * digits for digits in (4000, 4001, 4300, 4500, 2**20)),
+        b"[-" + b"9" * 4200 + b"]",
+    ],
+    ids=lambda number: f"{len(number)} bytes",
 )
 def test_whole_numbers_beyond(number):
-    with pytest.raises(CorruptCacheError, match=r"beyond 2\*\*53|is not JSON"):
+    with pytest.raises(CorruptCacheError, match=r"beyond 2\*\*53"):
         parse_json(number, "x")
 
 
@@ -169,7 +177,6 @@ def test_brackets_in_text_hide_no_depth_and_count_for_none(objects):
         b"NaN",
         b"[Infinity]",
         b'{"a":-Infinity}',
-        b"1" * 5000,
         b'{"a":1,"a":2}',
         b'"\xff"',
         b"\xef\xbb\xbf{}",

@@ -1,6 +1,7 @@
 """What `verify` finds in a small cache besides damaged bytes: strangers, forgeries, gaps; and what it leaves alone."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -220,3 +221,34 @@ def test_a_sample_reads_whole_objects_and_always_the_same(tmp_path, small_shards
 def test_a_sample_that_is_no_share(objects, sample):
     with pytest.raises(UsageError, match="is no share"):
         next(verify(objects, sample=sample))
+
+
+@pytest.fixture
+def nested(objects):
+    """Folders within each other in a cache, more than calls can be."""
+    folder = objects.root / "train"
+    for _ in range(1200):
+        folder /= "x"
+        folder.mkdir()
+    yield folder
+    os.removedirs(folder)
+
+
+def test_folders_deeper_than_calls_can_be(objects, nested):
+    (found,) = problems(objects)
+    assert str(found) == "train" + "/x" * 35 + " is a folder deeper than any of a cache"
+    before = sum(objects.sizes())
+    (nested / "file").write_bytes(b"1234")
+    assert sum(objects.sizes()) == before + 4
+    (nested / "file").unlink()
+
+
+def test_a_folder_that_cannot_be_listed(objects, monkeypatch):
+    def scandir(folder):
+        if folder == objects.root / "train/vit":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listed(folder)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "train/vit cannot be listed: Permission denied" in map(str, problems(objects))

@@ -322,3 +322,12 @@ def test_damaged_targets_stop_training(tmp_path):
     path.write_bytes(b"\1" + path.read_bytes()[1:])
     with pytest.raises(CorruptCacheError, match="embedding are not what was committed"):
         list(cached(cache.split("train"), source).shuffled(8, seed=0, start=0, stop=5))
+
+
+@pytest.mark.parametrize("label", [99, 3, -2])
+def test_a_stored_label_that_no_class_has(tmp_path, label):
+    source = Texts(TEXTS, LABELS, CLASS_NAMES)
+    source.labels[7] = label
+    reader = write_cache(tmp_path, source).split("train")
+    with pytest.raises(CorruptCacheError, match="train/rows/label has numbers beyond its 3 classes"):
+        join(reader, Texts(TEXTS, LABELS, CLASS_NAMES), OUTPUTS)
