@@ -21,8 +21,11 @@ def test_text_and_json_have_the_same_facts(run, tmp_path):
     facts = json.loads(run(*COMMAND, "--out", tmp_path / "cache", "--dry-run", "--json").out)
     assert shown.code == 0 and list(tmp_path.iterdir()) == []
     lines = [line.split() for line in shown.out.splitlines()]
-    assert ["bytes", f"{facts['bytes']:,}"] in lines and ["files", f"{facts['files']:,}"] in lines
-    assert ["embedding", f"{facts['arrays']['train/random-text']['embedding']:,}"] in lines
+    assert ["bytes", f"{facts['bytes']:,}", f"({facts['bytes'] / 1000:.3g}", "kB)"] in lines and [
+        "files",
+        f"{facts['files']:,}",
+    ] in lines
+    assert ["embedding", f"{facts['bytes_by_array']['train/random-text']['embedding']:,}"] in lines
     assert facts["splits"]["test"]["missing"] == 10
     assert {"free", "hours", "limit", "advice", "rows_per_second"} <= set(facts)
 

@@ -155,3 +155,43 @@ def test_stored_numbers_that_the_teacher_never_gave(run, tmp_path, monkeypatch):
     found = json.loads(done.out)["recomputed"]["train"]
     assert found["embedding"]["cosine"] < -0.999 and not found["embedding"]["ok"]
     assert found["logits"]["agreement"] < 0.5 and not found["logits"]["ok"]
+
+
+def test_a_cache_that_is_not_finished(run, copy):
+    shutil.rmtree(copy / "seals")
+    shutil.rmtree(copy / "test" / "random-text")
+    done = run("verify", copy)
+    assert done.code == 0 and "complete  no" in done.out and "not finished: what is there is sound" in done.err
+    assert json.loads(run("status", copy, "--json").out)["not_begun"] == ["test"]
+
+
+def test_what_desktops_leave_about(run, copy):
+    for name in (".DS_Store", "train/._x", "train/random-text/.nfs00ab", "Thumbs.db"):
+        (copy / name).write_text("x")
+    assert run("verify", copy).code == 0
+    (copy / "train/notes.txt").write_text("x")
+    done = run("verify", copy)
+    assert done.code == 5 and "train/notes.txt is in the cache, but nothing lists it" in done.err
+
+
+def test_what_cannot_be_recomputed_is_said_before_hours_of_reading(run, cache, monkeypatch):
+    monkeypatch.setattr("featurecache.store.verify.verify", lambda *_, **__: pytest.fail("it was read"))
+    assert run("verify", cache, "--recompute", "4", "--data", "synthetic-text:65").code == 4
+    assert run("verify", cache, "--recompute", "4", "--teacher", "vit_smal").code == 2
+
+
+def test_a_shard_repaired_as_the_guarantees_say(run, tmp_path):
+    """docs/guarantees.md, After exit code 5."""
+    cache = tmp_path / "cache"
+    command = ["extract", "--teacher", "random", "--data", "synthetic-text:2000", "--split", "train", "--out", cache]
+    assert run(*command, "--workers", "0", "--device", "cpu").code == 0
+    digest = json.loads(run("info", cache, "--json").out)["digest"]
+    payload = cache / "train/random-text/embedding/c/0/1/0"
+    payload.chmod(0o644)
+    damage(payload)
+    done = run("verify", cache)
+    assert done.code == 5 and "docs/guarantees.md" in done.err
+    payload.unlink()
+    (cache / "train/random-text/_commits/00000-0000001.json").unlink()
+    assert run(*command, "--workers", "0", "--device", "cpu").code == 0
+    assert run("verify", cache).code == 0 and json.loads(run("info", cache, "--json").out)["digest"] == digest

@@ -29,7 +29,7 @@ def test_a_finished_cache(cache):
     assert train["rows"]["rows"] == 160 and train["rows"]["modality"] == "text" and train["rows"]["classes"] == 4
     embedding, logits = (train["random-text"]["outputs"][name] for name in ("embedding", "logits"))
     assert embedding == "[16] float32: nothing is lost, on 160 rows"
-    costs = r"cosine 1\.000000 \(lowest 1\.000000\), largest error 0\.00\d+, KL \S+, same first class 100\.00%"
+    costs = r"cosine 1\.000000 \(lowest 1\.000000\), largest error 0\.00\d+, mean KL \S+, same first class 100\.00%"
     assert re.fullmatch(rf"\[4\] float16: {costs}, on 160 rows", logits)
     assert train["random-text"]["teacher"] == "random-text" and len(train["random-text"]["weights_sha256"]) == 64
     assert train["probe"]["labels"] == 50 and train["probe"]["outputs"] == {"logits": "[4] head"}
@@ -84,7 +84,7 @@ def test_no_cache(tmp_path):
 def test_what_an_encoding_costs_in_words(cost, text):
     expected = {
         1: ": cosine 0.999974 (lowest 0.900000), largest error 0.0031, on 1,024 rows",
-        2: ": KL 0.00123 at T=1, 2e-05 at T=2, mass kept 0.988 at T=1, 0.5 at T=2, on 256 rows",
+        2: ": mean KL 0.00123 at T=1, 2e-05 at T=2, probability kept 0.988 at T=1, 0.5 at T=2, on 256 rows",
         None: "",
     }[text]
     part = teacher_part(10)

@@ -226,4 +226,4 @@ def test_costs_are_measured_and_shown(tmp_path):
     cost = open_cache(tmp_path / "cache").split().teacher_part("logits").provenance["encoding_cost"]["logits"]
     mass = cost["mass"]
     assert shown["embedding"].startswith("[24] int8:") and ": cosine 0.9999" in shown["embedding"]
-    assert f"mass kept {mass['1']:.3g} at T=1, {mass['2']:.3g} at T=2, on 80 rows" in shown["logits"]
+    assert f"probability kept {mass['1']:.3g} at T=1, {mass['2']:.3g} at T=2, on 80 rows" in shown["logits"]
