@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.sources import Source, location, open_data
+from featurecache.sources import Source, is_remote, location, open_data
 from featurecache.types import Json
 from pipelines.describe import count_invalid
 from pipelines.dry_run import estimate
@@ -34,9 +34,9 @@ def extract_cache(
     workers: int | None = None,
     device: str | None = None,
     precision: str = "float32",
-    text_column: str = "text",
-    label_column: str = "label",
-    id_column: str = "id",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
     image_column: str | None = None,
     limit: int | None = None,
     dry_run: bool = False,
@@ -58,11 +58,12 @@ def extract_cache(
 
     began = time.monotonic()
     columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
-    columns |= {"image_column": image_column} if image_column else {}
-    if fetched := [text for text in location(data) if "://" in text]:
+    columns = {name: column for name, column in {**columns, "image_column": image_column}.items() if column}
+    if fetched := [text for text in location(data) if is_remote(text)]:
         yield Message(f"opening {', '.join(fetched)}: what is not here yet is fetched first")
     sources = open_data(data, splits=splits, limit=limit, **columns)
-    yield Message(f"teacher {_resolved(teacher, resolve_name(teacher))}")
+    weights = f", weights {given}" if (given := teacher_options.get("weights")) else ""
+    yield Message(f"teacher {_resolved(teacher, resolve_name(teacher))}{weights}")
     network = load_teacher(teacher, modality=next(iter(sources.values())).modality, **teacher_options)
     plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
     parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}

@@ -43,8 +43,8 @@ def fit_teacher(
     workers: int | None = None,
     device: str | None = None,
     precision: str = "float32",
-    text_column: str = "text",
-    label_column: str = "label",
+    text_column: str | None = None,
+    label_column: str | None = None,
     image_column: str | None = None,
 ) -> Run[Json]:
     """Train all weights by cross-entropy: from pretrained ones (`ft`) or from random ones (`fr`).

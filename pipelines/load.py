@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from featurecache.errors import CorruptCacheError, FeatureCacheError, IncompleteError, SourceError, UsageError
 from featurecache.inputs import ImageInput, TextInput, input_from_json
-from featurecache.sources import Source, open_data
+from featurecache.sources import Source, is_remote, open_data
 from featurecache.store.validate import check_count
 from featurecache.types import Json
 
@@ -46,14 +46,17 @@ def open_split(cache: "Cache", split: str) -> "CacheReader":
 
 
 def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) -> Source:
-    """The samples of a split: from `data`, or from where the cache says they were. Raises SourceError."""
+    """The samples of a split: from `data`, or from where the cache says they were on this machine.
+
+    Raises SourceError, also where the cache says that they came over the network.
+    """
     hint = cache.source
     columns = {name: hint[name] for name in _COLUMNS if name in hint}
     places = hint.get("data", ())
-    if not data and any("://" in str(place) for place in places):
-        # a cache may come from anybody: it does not decide what addresses are called
+    if not data and any(is_remote(str(place)) for place in places):
+        # a cache may come from anybody: it decides neither what addresses are called nor what a library opens
         message = f"the cache says its samples are at {', '.join(map(str, places))}"
-        raise SourceError(message, hint="give that address with --data to fetch them from there, or a local copy")
+        raise SourceError(message, hint="give that with --data to take them from there, or a local copy")
     limit = None if data else hint.get("limit")
     try:
         return open_data(list(data or places), splits=[split], limit=limit, **columns)[split]

@@ -8,7 +8,7 @@ from featurecache.sources.image_folder import ImageFolder
 from featurecache.sources.limited import Limited
 from featurecache.sources.parquet_files import ParquetTable
 from featurecache.sources.remote_tars import RemoteTars
-from featurecache.sources.resolve import location, open_data
+from featurecache.sources.resolve import is_remote, location, open_data
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts
 from featurecache.sources.tabular import Tabular
 from featurecache.sources.tar_shards import TarShards
@@ -28,6 +28,7 @@ __all__ = [
     "TarShards",
     "TextFiles",
     "decode",
+    "is_remote",
     "location",
     "open_data",
 ]

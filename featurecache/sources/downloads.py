@@ -4,18 +4,20 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from featurecache.errors import SourceError, UsageError
 from featurecache.sources.fetch import bare, fetch
 from featurecache.sources.tar_listing import TarSample, list_tar
 from featurecache.types import Json
 
-__all__ = ["Downloads", "data_cache"]
+__all__ = ["Downloads", "data_cache", "replace_text"]
 
 _MAX_HELD = 2
 """Tars that a process keeps from being removed, because it reads them."""
@@ -34,40 +36,56 @@ def data_cache() -> Path:
 
 
 class Downloads:
-    """Byte ranges of remote tars, fetched one by one when they are first needed; it pickles as its URLs.
+    """Byte ranges of remote tars, fetched one by one when they are first needed.
 
+    It pickles as its URLs and digests of their listings: offsets are never used on a tar that was listed differently.
     Several processes may share the folder: who needs a tar waits for whoever is fetching it. The least recently used
     ones are removed when the folder gets too large, but none that a process reads.
     """
 
-    def __init__(self, urls: Sequence[str], folder: Path) -> None:
+    def __init__(self, urls: Sequence[str], folder: Path, digests: Mapping[str, str] | None = None) -> None:
         self.urls, self.folder = tuple(urls), folder
-        self._hold = functools.lru_cache(maxsize=_MAX_HELD)(functools.partial(_hold, folder))
+        self._digests = dict(digests or {})
+        self._hold = functools.lru_cache(maxsize=_MAX_HELD)(functools.partial(_checked, folder, self._digests))
 
-    def __reduce__(self) -> tuple[type["Downloads"], tuple[tuple[str, ...], Path]]:
-        return type(self), (self.urls, self.folder)
+    def __reduce__(self) -> tuple[type["Downloads"], tuple[tuple[str, ...], Path, dict[str, str]]]:
+        return type(self), (self.urls, self.folder, self._digests)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of a tar. Raises SourceError where it cannot be fetched, OSError if cut off."""
-        content = os.pread(self._hold(self.urls[number]).descriptor, size, offset)
+        """Bytes [offset, offset + size) of a tar.
+
+        Raises SourceError where it cannot be fetched or read, or has changed since it was listed, and DiskFullError.
+        """
+        url = self.urls[number]
+        with _told(self.folder):
+            content = os.pread(self._hold(url).descriptor, size, offset)
         if len(content) != size:
-            raise OSError(f"{bare(self.urls[number])} is shorter than when it was listed")
+            hint = f"remove {_tar(_stem(self.folder, url))}: it is fetched again"
+            raise SourceError(f"the copy of {bare(url)} is shorter than when it was listed", hint=hint)
         return content
 
     def listing(self, number: int) -> list[TarSample]:
-        """What is in a tar; only one that was never here is fetched for it. Raises SourceError."""
+        """What is in a tar; only one that was never here is fetched for it. Raises SourceError, DiskFullError."""
         url = self.urls[number]
         stem = _stem(self.folder, url)
-        known = _read_index(stem)
-        if known is None:
-            held = self._hold(url)
-            known = _read_index(stem) or _list(stem, url)
-            del held
-        return known
+        with _told(self.folder):
+            index = _read_index(stem)
+            if index is None:
+                held = self._hold(url)
+                index = _known(stem, url)
+                del held
+        self._digests[url] = index.digest
+        return index.samples
 
     def is_listed(self) -> bool:
         """Whether nothing need be fetched to list all of them."""
         return all(_read_index(_stem(self.folder, url)) is not None for url in self.urls)
+
+
+class _Index(NamedTuple):
+    samples: list[TarSample]
+    digest: str
+    """sha256 of the file that has them."""
 
 
 class _Held:
@@ -78,6 +96,18 @@ class _Held:
 
     def __del__(self) -> None:
         os.close(self.descriptor)
+
+
+def _checked(folder: Path, digests: Mapping[str, str], url: str) -> _Held:
+    """An open tar. Raises SourceError if it is not the one whose listing has that digest."""
+    held, stem = _hold(folder, url), _stem(folder, url)
+    is_same = url not in digests or _digest(stem) == digests[url]
+    if not is_same and _known(stem, url).digest != digests[url]:  # or its listing was lost
+        raise SourceError(
+            f"{bare(url)} has changed since its samples were listed",
+            hint="run again: a cache that was begun with the former samples will say so",
+        )
+    return held
 
 
 def _hold(folder: Path, url: str) -> _Held:
@@ -100,29 +130,29 @@ def _hold(folder: Path, url: str) -> _Held:
 def _download(folder: Path, stem: Path, url: str) -> None:
     part = stem.with_suffix(".part")
     fetch(url, part, make_room=functools.partial(_make_room, folder))
-    listed = _read_index(stem)
     try:
         found = list(list_tar(part, bare(url)))
     except SourceError:
         part.unlink()  # a damaged one is fetched again
         raise
     _write_index(stem, url, found)
-    os.replace(part, _tar(stem))
-    if listed not in (None, found):
-        raise SourceError(
-            f"{bare(url)} has changed since its samples were listed",
-            hint="run again: a cache that was begun with the former samples will say so",
-        )
+    os.replace(part, _tar(stem))  # after the index: whoever opens this tar finds its own listing
 
 
-def _list(stem: Path, url: str) -> list[TarSample]:
-    found = list(list_tar(_tar(stem), bare(url)))
-    _write_index(stem, url, found)
-    return found
+def _known(stem: Path, url: str) -> _Index:
+    """The listing of a tar that is here, made again where it was lost."""
+    return _read_index(stem) or _write_index(stem, url, list(list_tar(_tar(stem), bare(url))))
+
+
+def _digest(stem: Path) -> str:
+    try:
+        return hashlib.sha256(stem.with_suffix(".json").read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Remove tars that nobody reads, the least recently used first, until `needed` bytes fit the limit."""
+    """Remove what nobody reads or fetches, the least recently used first, until `needed` bytes fit the limit."""
     found = []
     for path in (*folder.glob("*.tar"), *folder.glob("*.part")):
         with suppress(OSError):  # another process removes some too
@@ -133,21 +163,26 @@ def _make_room(folder: Path, needed: int) -> None:
     for _, size, path in sorted(found):
         if used + needed <= limit:
             return
-        if path.suffix == ".tar":
-            with suppress(OSError), path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while anybody reads it
-                path.unlink()
-                used -= size
+        with suppress(OSError), _lock_of(path) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while anybody reads or fetches it
+            path.unlink()  # the notes of a part mean nothing without it
+            used -= size
+
+
+def _lock_of(path: Path) -> BinaryIO:
+    """What is locked while a tar is read, or a part is fetched."""
+    # over NFS, only what is open for writing can be locked for one alone
+    return path.open("r+b") if path.suffix == ".tar" else path.with_suffix(".lock").open("ab")
 
 
 def _limit(folder: Path, used: int) -> float:
     given = os.environ.get("FC_DATA_CACHE_GB")
     if not given:
         return (shutil.disk_usage(folder).free + used) / 2
-    try:
-        return float(given) * 1e9
-    except ValueError:
-        raise UsageError(f"FC_DATA_CACHE_GB is {given!r}, which is no number", hint="give gigabytes: 200") from None
+    with suppress(ValueError):
+        if 0 <= float(given) < math.inf:
+            return float(given) * 1e9
+    raise SourceError(f"FC_DATA_CACHE_GB is {given!r}, which is no number of gigabytes", hint="give one: 200")
 
 
 def _stem(folder: Path, url: str) -> Path:
@@ -166,18 +201,37 @@ def _fetching(stem: Path) -> Iterator[None]:
         yield
 
 
-def _write_index(stem: Path, url: str, samples: list[TarSample]) -> None:
-    unfinished = stem.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps({"format": 1, "url": bare(url), "samples": samples}), encoding="utf-8")
-    os.replace(unfinished, stem.with_suffix(".json"))
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "set FC_DATA_CACHE to a folder that can be read, written and locked"
+        raise SourceError(f"downloads in {folder} cannot be used: {error}", hint=hint) from error
 
 
-def _read_index(stem: Path) -> list[TarSample] | None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside, then rename it: nobody reads half of it. Raises OSError."""
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _write_index(stem: Path, url: str, samples: list[TarSample]) -> _Index:
+    text = json.dumps({"format": 1, "url": bare(url), "samples": samples})
+    replace_text(stem.with_suffix(".json"), text)
+    return _Index(samples, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _read_index(stem: Path) -> _Index | None:
     """The samples of a tar as they were listed; None where it never was, or the file is not what is written here."""
     try:
-        index = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        return [_sample(*row) for row in index["samples"]] if index["format"] == 1 else None
-    except (OSError, ValueError, KeyError, TypeError):
+        content = stem.with_suffix(".json").read_bytes()
+        index = json.loads(content)
+        if index["format"] != 1:
+            return None
+        return _Index([_sample(*row) for row in index["samples"]], hashlib.sha256(content).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -22,8 +22,15 @@ _PAUSES = (1.0, 4.0, 10.0)
 _MAX_TRIES = 1000
 
 
+_MAX_WAIT = 300
+
+
 class _BrokenError(Exception):
-    """This try ended early; another may go further."""
+    """This try ended early; another may go further, after the seconds that the server asked for."""
+
+    def __init__(self, message: str, *, wait: int = 0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,8 @@ def fetch(url: str, part: Path, *, make_room: Callable[[int], None]) -> None:
     """Fill the file `part` with all that is at `url`; `make_room(bytes)` is called before that many are written.
 
     A part from an earlier run is gone on with. A broken connection is tried again three times, and again after each
-    progress. Raises SourceError where the server refuses or cannot be reached, and DiskFullError.
+    progress; a server that says how long to wait is waited for. Raises SourceError where the server refuses, cannot be
+    reached, or sends an https address on to http; DiskFullError; and OSError where the part cannot be written.
     """
     import httpx2
 
@@ -62,10 +70,11 @@ def _try_often(client: "httpx2.Client", url: str, part: Path, make_room: Callabl
         try:
             _try(client, url, part, make_room)
         except _BrokenError as error:
-            failures = 0 if _size(part) > before else failures + 1
+            if not error.wait:
+                failures = 0 if _size(part) > before else failures + 1
             if failures > len(_PAUSES):
                 raise _unreachable(url, error) from error
-            time.sleep(_PAUSES[max(0, failures - 1)])
+            time.sleep(error.wait or _PAUSES[max(0, failures - 1)])
         else:
             _notes(part).unlink(missing_ok=True)
             return
@@ -87,7 +96,7 @@ def _try(client: "httpx2.Client", url: str, part: Path, make_room: Callable[[int
             if not _continues(response, known, have):
                 part.unlink(missing_ok=True)  # before its notes are: a part never has those of another version
             _receive(response, part, make_room)
-    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects) as error:
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects, UnicodeError) as error:
         raise SourceError(f"cannot fetch {bare(url)}: {error}", hint="check the address") from error
     except httpx2.TransportError as error:
         raise _BrokenError(str(error) or type(error).__name__) from error
@@ -102,7 +111,7 @@ def _continues(response: "httpx2.Response", known: _Part, have: int) -> bool:
     """Whether an answer goes on with the part that is here; a server that does not know If-Range may send another."""
     if response.status_code != 206:  # 200: the whole file; 416: the file is shorter than the part
         return False
-    same = _validator(response) in (None, known.validator)
+    same = _validator(response) == known.validator  # one that is not told proves nothing
     return same and _extent(response) == (have, known.size)
 
 
@@ -123,14 +132,23 @@ def _receive(response: "httpx2.Response", part: Path, make_room: Callable[[int],
 
 def _check(url: str, response: "httpx2.Response") -> None:
     status = response.status_code
+    hops = [hop.url.scheme for hop in (*response.history, response)]
+    if "https" in hops and "http" in hops[hops.index("https") :]:
+        raise SourceError(f"{bare(url)} is sent on to an address without https", hint="ask its owner for another")
     if status in (200, 206, 416):
         return
     if status == 429 or status >= 500:
-        raise _BrokenError(f"status {status}")
+        raise _BrokenError(f"status {status}", wait=_asked_to_wait(response))
     if status in (401, 403):
         raise SourceError(f"{bare(url)} may not be read (status {status})", hint=_rights_hint(url))
     what = "there is nothing at" if status in (404, 410) else "cannot fetch"
     raise SourceError(f"{what} {bare(url)} (status {status})", hint="check the address and the numbers of a pattern")
+
+
+def _asked_to_wait(response: "httpx2.Response") -> int:
+    """Seconds, 0 where none are told."""
+    given = response.headers.get("retry-after", "")
+    return min(int(given[:9]), _MAX_WAIT) if given.isascii() and given.isdigit() else 0
 
 
 def _extent(response: "httpx2.Response") -> tuple[int, int | None]:
@@ -166,7 +184,8 @@ def _authorization(url: str) -> dict[str, str]:
 def _is_hub(url: str) -> bool:
     from huggingface_hub import constants
 
-    return urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2]
+    mine, theirs = urlsplit(url), urlsplit(constants.ENDPOINT)
+    return (mine.scheme, mine.netloc.lower()) == (theirs.scheme, theirs.netloc.lower())
 
 
 def _rights_hint(url: str) -> str:

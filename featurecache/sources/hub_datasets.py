@@ -39,27 +39,37 @@ class HubName(NamedTuple):
 
 def parse_name(text: str) -> HubName:
     """ "hf:org/name@main:config" -> its parts. Raises SourceError."""
-    match = _NAME.fullmatch(text.removeprefix("hf:"))
+    given = text.removeprefix("hf:")
+    if given and Path(given).expanduser().is_dir():  # whatever stands in its name
+        return HubName(str(Path(given).expanduser().resolve()), None, None)
+    match = _NAME.fullmatch(given)
     if match is None:
         raise SourceError(f"{text!r} names no data set", hint="write hf:NAME, hf:ORG/NAME:CONFIG or hf:./FOLDER")
     name = match["name"]
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        if match["revision"]:
+            raise SourceError(f"{text!r}: a local folder has no revisions", hint="write hf:./FOLDER")
         name = str(Path(name).expanduser().resolve())
     return HubName(name, match["revision"], match["config"])
 
 
 def open_tables(name: HubName) -> "dict[str, HubTable]":
-    """Every split, as the data set calls it. Never runs code of the data set.
+    """Every split, as the data set calls it. Never runs code of the data set, nor reads files that are not its own.
 
     Raises UsageError where the extra `hub` is not installed, and SourceError where the data set is not found, cannot
-    be reached, is gated, or needs a configuration.
+    be reached, is gated, needs a configuration, or names files elsewhere.
     """
     _need_datasets()
     import datasets
 
     try:
         with _quiet():
-            found = datasets.load_dataset(name.name, name.config, revision=None if name.is_local else name.revision)
+            builder = datasets.load_dataset_builder(name.name, name.config, revision=name.revision)
+            _check_files(name, builder)
+            builder.download_and_prepare()
+            found = builder.as_dataset()
+    except SourceError:
+        raise
     except Exception as error:  # whatever its readers of thirty formats raise
         raise _explained(name, error) from error
     root = Path(name.name) if name.is_local else None
@@ -78,13 +88,13 @@ class HubTable:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def read(self, column: str, start: int, stop: int, *, field: str | None = None) -> "pa.Array":
+    def read(self, column: str, start: int, stop: int, *, field: str | None = None) -> "pa.ChunkedArray":
         """Rows [start, stop) of a column or of a field of it."""
         import pyarrow.compute as pc
 
         if column not in self._columns:
             self._columns[column] = self._dataset.select_columns(column).with_format("arrow")
-        values = self._columns[column][start:stop].column(0).combine_chunks()
+        values = self._columns[column][start:stop].column(0)
         return values if field is None else pc.struct_field(values, field)
 
     def place(self, row: int) -> str:
@@ -102,17 +112,35 @@ class HubTable:
         return Path(path).name if Path(path).is_absolute() else path
 
     def read_file(self, path: str) -> bytes | None:
-        """An image below the local folder, or below the library's own cache, and no other file of this machine."""
-        from datasets import config
-
-        file = Path(path).resolve()
-        roots = [Path(config.HF_DATASETS_CACHE), Path(config.HF_CACHE_HOME), *filter(None, [self._root])]
-        if not any(file.is_relative_to(root.resolve()) for root in roots):
+        """An image below the local folder, or below the library's own caches, and no other file of this machine."""
+        if not _is_below(path, self._root):
             return None
+        file = Path(path)
         try:
             return file.read_bytes() if file.stat().st_size <= _MAX_IMAGE_BYTES else None
         except OSError:
             return None
+
+
+def _check_files(name: HubName, builder: "datasets.DatasetBuilder") -> None:
+    """Raises SourceError where the data set's own notes (configs in README.md) lead to files that are not its own."""
+    root = Path(name.name) if name.is_local else None
+    own = f"hf://datasets/{builder.repo_id or name.name}@"
+    for files in (builder.config.data_files or {}).values():
+        for file in map(str, files):
+            if not (_is_below(file, root) if "://" not in file else root is None and file.startswith(own)):
+                hint = "remove it from the configs in the README.md of the data set, if you trust the rest"
+                raise SourceError(f"{name} names a file that is not its own: {file}", hint=hint)
+
+
+def _is_below(path: str, root: Path | None) -> bool:
+    """Whether a file lies in the folder, or in a cache of the library (which is not where the user's token is)."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    file = Path(path).resolve()
+    roots = [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE), *filter(None, [root])]
+    return any(file.is_relative_to(folder.resolve()) for folder in roots)
 
 
 def _need_datasets() -> None:
@@ -147,7 +175,7 @@ def _explained(name: HubName, error: Exception) -> SourceError:
     offline = "give a local folder (hf:./FOLDER), or a cache that was filled where there is a connection (HF_HOME)"
     if isinstance(error, ConnectionError) or "OfflineMode" in reason:
         return SourceError(f"{name} is not in the cache, and the hub cannot be reached: {reason}", hint=offline)
-    if "gated" in reason:
+    if "is a gated dataset" in reason and not name.is_local:
         from huggingface_hub import constants
 
         page = f"{constants.ENDPOINT}/datasets/{name.name}"

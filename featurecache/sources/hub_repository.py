@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from featurecache.errors import SourceError
-from featurecache.sources.downloads import data_cache
+from featurecache.sources.downloads import data_cache, replace_text
 from featurecache.types import Json
 
 __all__ = ["IMAGENET", "hub_tars"]
@@ -14,6 +14,8 @@ __all__ = ["IMAGENET", "hub_tars"]
 IMAGENET = "timm/imagenet-1k-wds"
 """What the name `imagenet` stands for where no local copy has it."""
 
+_NO_ANSWER_OF_THE_HUB = (ValueError, KeyError, TypeError, AttributeError)
+"""What its client raises where something else answers, such as the page of a proxy."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,7 +46,7 @@ def _listing(repository: str, note: Path, local: str) -> Json:
         if known and error.response.status_code >= 500:
             return known
         raise _refused(repository, error, local) from error
-    except (OfflineModeIsEnabled, httpx2.TransportError, OSError) as error:
+    except (OfflineModeIsEnabled, httpx2.TransportError, OSError, *_NO_ANSWER_OF_THE_HUB) as error:
         if known := _read_note(note):
             return known
         hint = f"put a local copy at {local}, or connect to the hub for the first run"
@@ -54,7 +56,7 @@ def _listing(repository: str, note: Path, local: str) -> Json:
     if not files or not info.sha:
         raise SourceError(f"there are no tars in the hub's {repository}", hint=f"put a local copy at {local}")
     listing = {"revision": info.sha, "files": files}
-    note.write_text(json.dumps(listing), encoding="utf-8")
+    replace_text(note, json.dumps(listing))
     return listing
 
 

@@ -1,5 +1,6 @@
 """Splits that were found and are not opened yet: what each one is read from, on disk or on the web."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeAlias
 from featurecache.errors import SourceError
 from featurecache.sources.base import Source
 from featurecache.sources.digits import Digits
+from featurecache.sources.fetch import bare
 from featurecache.sources.hub_datasets import HubName, open_tables
 from featurecache.sources.hub_repository import IMAGENET, hub_tars
 from featurecache.sources.image_folder import ImageFolder
@@ -55,18 +57,22 @@ def from_urls(urls: Iterable[str]) -> Openings:
         split = split_of_tar(Path(file_name(url)))
         if split is None:
             hint = "fetch other files yourself, then give the local ones"
-            raise SourceError(f"{url} is no .tar, and only those are read over http", hint=hint)
+            raise SourceError(f"{bare(url)} is no .tar, and only those are read over http", hint=hint)
         splits[split].append(url)
     return {split: Opening(partial(_open_urls, found), partial(_unlisted, found)) for split, found in splits.items()}
 
 
 def from_hub(name: HubName) -> Openings:
-    """The splits of a data set of the `datasets` library. Raises SourceError, UsageError."""
+    """The splits of a data set of the `datasets` library. Raises SourceError, UsageError.
+
+    "train.clean.100" is called train-clean-100, and a "dev" beside a "validation" val-2.
+    """
     openings: Openings = {}
     for given, table in open_tables(name).items():
-        split = split_name(given.lower())
-        if split in openings:
-            raise SourceError(f"{name} has two splits called {split!r}", hint="save one of them as parquet files")
+        plain = re.sub(r"[^a-z0-9_-]", "-", given.lower())
+        split = split_name(plain if plain[:1].isalpha() else f"split-{plain}")
+        while split in openings:  # "validation" and "dev" of one data set
+            split += "-2"
         openings[split] = Opening(partial(_open_table, table))
     return openings
 

@@ -16,8 +16,8 @@ class RemoteTars:
     """Tars at http and https addresses: keys, order and fingerprint are those of `TarShards` over the same files.
 
     Each tar is fetched whole into `folder` (`data_cache()` by default) when it is first listed or read, one at a time,
-    and may be removed again for want of room; its listing stays. Raises SourceError where a tar cannot be fetched,
-    also while samples are read, and as TarShards does.
+    and may be removed again for want of room; its listing stays. Raises SourceError as TarShards does, where a tar
+    cannot be fetched, and, also while samples are read, where one has changed; DiskFullError.
     """
 
     modality: Modality
@@ -41,7 +41,7 @@ class RemoteTars:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one member, fetching its tar where need be. Raises SourceError if that fails."""
+        """Read one member, fetching its tar where need be. Raises SourceError, DiskFullError if that fails."""
         row = range(len(self.keys))[index]
         tar, offset, size = self._rows.find(row)
         encoded, problem = b"", Reason.UNREADABLE

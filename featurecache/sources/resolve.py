@@ -26,7 +26,7 @@ from featurecache.sources.openings import (
 from featurecache.sources.patterns import expand_pattern, expand_urls, is_pattern
 from featurecache.sources.text_records import Columns
 
-__all__ = ["location", "open_data"]
+__all__ = ["is_remote", "location", "open_data"]
 
 _BUILT_IN = re.compile(r"(digits)|(synthetic|synthetic-text)(?::(\d{1,9}))?")
 _BUILT_IN_NAMES = ("digits", "synthetic", "synthetic-text")
@@ -48,9 +48,9 @@ def open_data(
     spec: str | Sequence[str],
     *,
     splits: Sequence[str] | None = None,
-    text_column: str = "text",
-    label_column: str = "label",
-    id_column: str = "id",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
     image_column: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Source]:
@@ -68,9 +68,9 @@ def open_data(
     | "imagenet"                    | `$FC_DATA/imagenet`, else ImageNet-1k's tars from the hub               |
     | ["train=A", "test=B"]         | each of the above as one named split                                    |
 
-    `splits` selects some, and nothing is fetched for the others; `limit` keeps the first samples of each;
-    `image_column` is for tables, where it is found by itself if there is one. Raises SourceError, whose hint says what
-    to type.
+    `splits` selects some, and nothing is fetched for the others; `limit` keeps the first samples of each. Columns that
+    are not named are text, label and id; a table's image column is found by itself. Raises SourceError, whose hint says
+    what to type; UsageError where a package or a folder for downloads is missing; DiskFullError.
     """
     columns = Columns(text=text_column, label=label_column, id=id_column, image=image_column)
     try:
@@ -78,7 +78,10 @@ def open_data(
         wanted = set(found) if splits is None else _select(splits, found)
         opened = _open_all(found, wanted, columns)
     except OSError as error:
-        raise SourceError(f"{spec} cannot be read: {error}", hint="choose data that can be read") from error
+        shown = spec if isinstance(spec, str) else " ".join(spec)
+        raise SourceError(
+            f"{shown.partition('?')[0]} cannot be read: {error}", hint="choose data that can be read"
+        ) from error
     opened = {split: source for split, source in opened.items() if split in wanted}
     return opened if limit is None else {split: Limited(source, limit) for split, source in opened.items()}
 
@@ -86,6 +89,12 @@ def open_data(
 def location(spec: str | Sequence[str]) -> list[str]:
     """The spec in a form that finds the data from any working directory; built-in names stay as they are."""
     return [f"{split}={_absolute(text)}" if split else _absolute(text) for split, text in _entries(spec)]
+
+
+def is_remote(text: str) -> bool:
+    """Whether a data set comes over the network, or is opened by a library that may go there. Raises SourceError."""
+    (entry,) = _entries(text)
+    return bool(_scheme(entry.text)) or _is_hub_imagenet(entry.text)
 
 
 def _entries(spec: str | Sequence[str]) -> list[_Entry]:
@@ -113,21 +122,40 @@ def _find_all(entries: list[_Entry]) -> Openings:
         return from_urls(url for entry in entries for url in expand_urls(entry.text))
     for entry in entries:
         if _scheme(entry.text):
-            raise SourceError(f"{entry.text} stands among other data", hint="name the splits: train=A test=B")
+            raise SourceError(
+                f"{entry.text.partition('?')[0]} stands among other data", hint="name the splits: train=A test=B"
+            )
     # a pattern that the shell has expanded
     return from_layout(group_files(file for entry in entries for file in expand_pattern(entry.text)))
 
 
 def _open_all(found: Openings, wanted: set[str], columns: Columns) -> dict[str, Source]:
-    """The wanted splits, and those before them that need no network: the first one gives the class names."""
+    """The wanted splits, and those that give them their class names: the first split that has some and is here.
+
+    Raises SourceError where a split that must be fetched could give other numbers to the names of a wanted one.
+    """
     opened: dict[str, Source] = {}
     class_names: tuple[str, ...] = ()
+    absent = ""
     for split, opening in found.items():
-        if split in wanted or not opening.must_fetch():
-            opened[split] = opening.open(columns, class_names or None)
-            class_names = class_names or opened[split].class_names
+        if wanted <= opened.keys():
+            break
+        if split not in wanted and (class_names or opening.must_fetch()):
+            absent = absent or ("" if class_names else split)
+            continue
+        opened[split] = opening.open(columns, class_names or None)
+        class_names = class_names or opened[split].class_names
+        if absent and class_names != tuple(map(str, range(len(class_names)))):
+            raise _uncounted(split, absent)
     _check_agreement(opened)
     return opened
+
+
+def _uncounted(split: str, absent: str) -> SourceError:
+    return SourceError(
+        f"the labels of {split} are names, and {absent}, which gives them their numbers, was never fetched",
+        hint=f"open {absent} too; or name {split} alone, {split}=ADDRESS, and its classes are counted by themselves",
+    )
 
 
 def _check_agreement(opened: Mapping[str, Source]) -> None:
@@ -149,7 +177,7 @@ def _find(text: str) -> Openings:
     if built_in := _BUILT_IN.fullmatch(text):
         return digits() if built_in[1] else synthetic(built_in[2], int(built_in[3] or _SYNTHETIC_COUNT))
     path = _path(text)
-    if text == "imagenet" and not path.exists():
+    if _is_hub_imagenet(text):
         return imagenet("$FC_DATA/imagenet" if home else "$FC_DATA/imagenet (FC_DATA is not set now)")
     layout = group_files(expand_pattern(str(path))) if is_pattern(path) else find_layout(path)
     if not layout:
@@ -193,8 +221,12 @@ def _absolute(text: str) -> str:
     home = _in_data_home(text)
     if home and find_layout(home):
         return os.path.abspath(home)
-    built_in = _BUILT_IN.fullmatch(text) or (text == "imagenet" and not _path(text).exists())
-    return text if built_in else os.path.abspath(_path(text))
+    return text if _BUILT_IN.fullmatch(text) or _is_hub_imagenet(text) else os.path.abspath(_path(text))
+
+
+def _is_hub_imagenet(text: str) -> bool:
+    home = _in_data_home(text)
+    return text == "imagenet" and not (home and find_layout(home)) and not _path(text).exists()
 
 
 def _scheme(text: str) -> str:
@@ -208,9 +240,8 @@ def _scheme(text: str) -> str:
     if scheme not in ("hf", "http", "https"):
         hint = "download it first, then give the local folder or files; tars are also read over https"
         raise SourceError(f"{text!r} is refused: data is not read over {scheme}:// yet", hint=hint)
-    if scheme != "hf" and "@" in text.partition("//")[2].partition("/")[0]:
-        hint = "a cache remembers where its data was: give an address without a password"
-        raise SourceError("an address with a user name or password is refused", hint=hint)
+    if scheme != "hf":
+        expand_urls(text)  # refuses what is no address
     return scheme
 
 

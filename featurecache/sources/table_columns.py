@@ -1,7 +1,7 @@
 """Which column of a table holds what: told from names, types, and the notes that Hugging Face data sets leave."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +12,9 @@ from featurecache.types import Json, Modality
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Content", "find_content", "find_id", "find_label"]
+__all__ = ["Content", "class_labels", "find_content", "find_id", "find_label"]
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
-_DEFAULT = Columns()
 
 Form = Literal["text", "binary", "struct"]
 
@@ -40,22 +39,25 @@ def find_content(schema: "pa.Schema", columns: Columns, place: str) -> Content:
     Raises SourceError, with the columns there are, where there is none or the choice is open.
     """
     forms = {name: form for name, kind in zip(schema.names, schema.types, strict=True) if (form := _form(kind))}
+    asked = columns.text
     if columns.image is not None:
         if forms.get(columns.image) not in ("binary", "struct"):
             raise _missing(f"no image column {columns.image!r}", schema, place, "--image-column")
         return Content(columns.image, forms[columns.image])
-    if columns.text == _DEFAULT.text:
-        images = _images(forms)
+    if asked is None:
+        images = _images(forms, _features(schema))
         if len(images) == 1 or (images and images[0].lower() in _IMAGE_NAMES):
             return Content(images[0], forms[images[0]])
         if images:
             raise _missing(f"several image columns ({', '.join(images)})", schema, place, "--image-column")
-    if forms.get(columns.text) == "text":
-        return Content(columns.text, "text")
-    others = [name for name in forms if forms[name] == "text" and name not in (columns.label, columns.id)]
-    if columns.text == _DEFAULT.text and columns.text not in schema.names and len(others) == 1:
+    wanted = asked or "text"
+    if forms.get(wanted) == "text":
+        return Content(wanted, "text")
+    taken = (columns.label or "label", columns.id or "id")
+    others = [name for name in forms if forms[name] == "text" and name not in taken]
+    if asked is None and wanted not in schema.names and len(others) == 1:
         return Content(others[0], "text")
-    raise _missing(f"no text column {columns.text!r}", schema, place, "--text-column or --image-column")
+    raise _missing(f"no text column {wanted!r}", schema, place, "--text-column or --image-column")
 
 
 def find_label(schema: "pa.Schema", columns: Columns, place: str) -> tuple[str | None, tuple[str, ...]]:
@@ -64,19 +66,21 @@ def find_label(schema: "pa.Schema", columns: Columns, place: str) -> tuple[str |
     Where no column has the usual name, the only one of Hugging Face's type ClassLabel is taken. Raises SourceError for
     a column asked for that is not there.
     """
-    named = _class_labels(schema)
-    if columns.label in schema.names:
-        return columns.label, named.get(columns.label, ())
-    if columns.label != _DEFAULT.label:
+    named = class_labels(schema)
+    wanted = columns.label or "label"
+    if wanted in schema.names:
+        return wanted, named.get(wanted, ())
+    if columns.label is not None:
         raise _missing(f"no label column {columns.label!r}", schema, place, "--label-column")
     return next(iter(named.items())) if len(named) == 1 else (None, ())
 
 
 def find_id(schema: "pa.Schema", columns: Columns, place: str) -> str | None:
-    """The id's column, None where there is none of the usual name. Raises SourceError for another one not there."""
-    if columns.id in schema.names:
-        return columns.id
-    if columns.id != _DEFAULT.id:
+    """The id's column, None where there is none. Raises SourceError for one asked for that is not there."""
+    wanted = columns.id or "id"
+    if wanted in schema.names:
+        return wanted
+    if columns.id is not None:
         raise _missing(f"no id column {columns.id!r}", schema, place, "--id-column")
     return None
 
@@ -96,20 +100,36 @@ def _form(kind: "pa.DataType") -> Form | None:
     return None
 
 
-def _images(forms: dict[str, Form]) -> list[str]:
-    """Columns that could be the image: the usual names first, in their order; a binary one only by its name."""
-    usual = [name for wanted in _IMAGE_NAMES for name in forms if name.lower() == wanted and forms[name] != "text"]
-    return usual + [name for name in forms if forms[name] == "struct" and name not in usual]
+def _images(forms: dict[str, Form], features: Mapping[str, Json]) -> list[str]:
+    """Columns that could be the image: the usual names first, in their order; a binary one only by its name.
+
+    Sounds and films are structs too: where Hugging Face's notes tell of a struct, they must call it an image.
+    """
+    could = [
+        name for name in forms if forms[name] == "binary" or (forms[name] == "struct" and _is_image(features, name))
+    ]
+    usual = [name for wanted in _IMAGE_NAMES for name in could if name.lower() == wanted]
+    return usual + [name for name in could if forms[name] == "struct" and name not in usual]
 
 
-def _class_labels(schema: "pa.Schema") -> dict[str, tuple[str, ...]]:
-    """Class names by column, from what the `datasets` library writes into a schema; empty where it makes no sense."""
+def _is_image(features: Mapping[str, Json], name: str) -> bool:
+    feature = features.get(name)
+    return not isinstance(feature, dict) or feature.get("_type", "Image") == "Image"
+
+
+def class_labels(schema: "pa.Schema") -> dict[str, tuple[str, ...]]:
+    """Class names by column, from Hugging Face's notes."""
+    labels = {name: feature for name, feature in _features(schema).items() if _is_class_label(feature)}
+    return {name: tuple(feature["names"]) for name, feature in labels.items() if name in schema.names}
+
+
+def _features(schema: "pa.Schema") -> dict[str, Json]:
+    """What the `datasets` library notes on each column in a schema; empty where it makes no sense."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {name: feature for name, feature in features.items() if _is_class_label(feature)}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-    return {name: tuple(feature["names"]) for name, feature in labels.items() if name in schema.names}
+    return features if isinstance(features, dict) else {}
 
 
 def _is_class_label(feature: Json) -> bool:

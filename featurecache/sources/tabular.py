@@ -36,7 +36,7 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, column: str, start: int, stop: int, *, field: str | None = None) -> "pa.Array":
+    def read(self, column: str, start: int, stop: int, *, field: str | None = None) -> "pa.ChunkedArray":
         """Rows [start, stop) of a column, or of one field of a column of structs.
 
         Fast where calls go forward. Raises OSError or ArrowException for rows that cannot be read.
@@ -124,11 +124,12 @@ class Tabular:
         if column is not None:
             ids = [id_value(value) for value in self._small(column)]
             keys = Keys.of(ids if None not in ids else self._hashes(ids))  # type: ignore[arg-type]
-            check_keys(keys, self._table.place, hint="remove one of them, or name another column with --id-column")
-            return keys
-        if self._content.form == "struct" and (by_path := self._path_keys()):
+        elif self._content.form == "struct" and (by_path := self._path_keys()):
             return by_path
-        return Keys.of(self._hashes([None] * len(self)))
+        else:
+            keys = Keys.of(self._hashes([None] * len(self)))
+        check_keys(keys, self._table.place, hint="remove one of them, or name another column with --id-column")
+        return keys
 
     def _path_keys(self) -> Keys | None:
         """Keys from the paths of the images; None where some have none, or two the same."""
@@ -195,12 +196,12 @@ def _named(label: str | int | None, names: tuple[str, ...]) -> str | int | None:
     return names[label]
 
 
-def _as_bytes(texts: "pa.Array") -> list[bytes | None]:
+def _as_bytes(texts: "pa.ChunkedArray") -> list[bytes | None]:
     """Texts byte for byte, also where they are no UTF-8."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
+        texts = texts.cast(texts.type.value_type)
     return texts.cast(pa.large_binary() if pa.types.is_large_string(texts.type) else pa.binary()).to_pylist()
 
 
@@ -208,7 +209,7 @@ def _damage() -> tuple[type[Exception], ...]:
     """What is raised for rows that cannot be read."""
     import pyarrow as pa
 
-    return (pa.ArrowException, OSError, UnicodeDecodeError)
+    return (pa.ArrowException, OSError, ValueError, OverflowError)  # the last two: no text, no date of Python's
 
 
 @contextmanager

@@ -23,7 +23,7 @@ _KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "txt
 _MAX_LABEL_BYTES = 1024
 ABSENT = -1
 """The offset of a sample that lacks its image or text."""
-_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError)
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError)
 """What tarfile raises for damaged or hostile headers."""
 
 Span: TypeAlias = tuple[int, int]

@@ -12,7 +12,7 @@ from featurecache.fingerprint import hash_rows
 from featurecache.sources.listing import LabelColumn, check_keys
 from featurecache.sources.open_files import OpenFiles
 from featurecache.sources.packed import Keys, PackedBytes, Packer, narrow
-from featurecache.sources.text_records import Columns, Record, parse_line, read_records, text_format
+from featurecache.sources.text_records import Fields, Record, parse_line, read_records, text_format
 from featurecache.types import Modality, Reason, Sample
 
 __all__ = ["TextFiles"]
@@ -33,13 +33,13 @@ class TextFiles:
         self,
         paths: str | Path | Sequence[str | Path],
         *,
-        text_column: str = "text",
-        label_column: str = "label",
-        id_column: str = "id",
+        text_column: str | None = None,
+        label_column: str | None = None,
+        id_column: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         listed = [paths] if isinstance(paths, str | Path) else paths
-        self._columns = Columns(text=text_column, label=label_column, id=id_column)
+        self._columns = Fields(text=text_column or "text", label=label_column or "label", id=id_column or "id")
         self._files = OpenFiles(sorted(map(Path, listed), key=lambda path: (path.name, str(path))))
         self._formats = [text_format(path) for path in self._files.paths]
         self._kept: dict[int, PackedBytes] = {}

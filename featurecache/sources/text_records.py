@@ -12,7 +12,17 @@ from pathlib import Path
 from featurecache.errors import SourceError
 from featurecache.types import Json
 
-__all__ = ["TEXT_FORMATS", "Columns", "Record", "id_value", "label_value", "parse_line", "read_records", "text_format"]
+__all__ = [
+    "TEXT_FORMATS",
+    "Columns",
+    "Fields",
+    "Record",
+    "id_value",
+    "label_value",
+    "parse_line",
+    "read_records",
+    "text_format",
+]
 
 TEXT_FORMATS = (".jsonl", ".csv", ".txt")
 MAX_UNPACKED_BYTES = 8 * 2**30
@@ -23,13 +33,22 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column, or JSON field, holds what."""
+    """Which column, or JSON field, was asked for; None is the usual one, which need not be there."""
 
-    text: str = "text"
-    label: str = "label"
-    id: str = "id"
+    text: str | None = None
+    label: str | None = None
+    id: str | None = None
     image: str | None = None
-    """Only tables have one; None finds it by its name and type."""
+    """Only tables have one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """Which column, or JSON field, of a text file holds what."""
+
+    text: str
+    label: str
+    id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +75,7 @@ def text_format(path: Path) -> str:
     return suffix
 
 
-def read_records(path: Path, columns: Columns) -> Iterator[Record]:
+def read_records(path: Path, columns: Fields) -> Iterator[Record]:
     """All records of a file. Raises SourceError where the file as a whole is unusable or has no text column."""
     read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".txt": _read_txt}[text_format(path)]
     try:
@@ -65,19 +84,19 @@ def read_records(path: Path, columns: Columns) -> Iterator[Record]:
         raise SourceError(f"{path} cannot be read: {error}", hint="copy or build it again") from error
 
 
-def parse_line(line: bytes, suffix: str, columns: Columns) -> bytes | None:
+def parse_line(line: bytes, suffix: str, columns: Fields) -> bytes | None:
     """The text of one line of a .jsonl or .txt file, or None where it has none."""
     if suffix == ".txt":
         return line.removesuffix(b"\n").removesuffix(b"\r")
     return _text_bytes((_json_object(line) or {}).get(columns.text))
 
 
-def _read_txt(path: Path, columns: Columns) -> Iterator[Record]:
+def _read_txt(path: Path, columns: Fields) -> Iterator[Record]:
     for number, (offset, line) in enumerate(_lines(path), 1):
         yield Record(line=number, text=parse_line(line, ".txt", columns), offset=offset, size=len(line))
 
 
-def _read_jsonl(path: Path, columns: Columns) -> Iterator[Record]:
+def _read_jsonl(path: Path, columns: Fields) -> Iterator[Record]:
     seen = False
     for number, (offset, line) in enumerate(_lines(path), 1):
         if not line.strip():
@@ -91,7 +110,7 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Record]:
         raise SourceError(f"{path} has no line with a JSON object", hint="write one object a line")
 
 
-def _read_csv(path: Path, columns: Columns) -> Iterator[Record]:
+def _read_csv(path: Path, columns: Fields) -> Iterator[Record]:
     rows = csv.DictReader(line.decode(errors="surrogateescape") for _, line in _lines(path))
     previous_limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses texts over 128 KiB
     try:
@@ -122,7 +141,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset = end
 
 
-def _check_columns(path: Path, found: Iterable[str], columns: Columns) -> None:
+def _check_columns(path: Path, found: Iterable[str], columns: Fields) -> None:
     names = list(found)
     if columns.text not in names:
         raise SourceError(
@@ -132,7 +151,7 @@ def _check_columns(path: Path, found: Iterable[str], columns: Columns) -> None:
 
 
 def _record(
-    path: Path, line: int, fields: Mapping[str, Json], columns: Columns, *, offset: int = 0, size: int = 0
+    path: Path, line: int, fields: Mapping[str, Json], columns: Fields, *, offset: int = 0, size: int = 0
 ) -> Record:
     try:
         label = label_value(fields.get(columns.label))

@@ -87,6 +87,66 @@ def test_a_file_that_changes_in_between_starts_again(get, part, web, honest, siz
     assert part.read_bytes() == CONTENT[::-1][:size]
 
 
+def test_an_answer_that_does_not_say_its_version_is_not_joined(get, part, web):
+    web.drops["/x.tar"] = [HALF, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        get()
+    web.drops.clear()
+    web.honest, web.repeats, web.files["/x.tar"] = False, False, CONTENT[::-1]  # as long as the former one
+    get()
+    assert part.read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_asks_for_patience_is_waited_for(get, part, web, monkeypatch):
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        web.headers["Retry-After"] = "7200"
+        if len(slept) == 9:
+            web.status.clear()
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    web.status["/x.tar"], web.headers["Retry-After"] = 429, "2"
+    get()
+    assert slept == [2] + [300] * 8 and part.read_bytes() == CONTENT
+
+
+def test_dates_and_nonsense_are_no_patience(get, web, monkeypatch):
+    slept = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    web.status["/x.tar"], web.headers["Retry-After"] = 503, "Wed, 21 Oct 2026 07:28:00 GMT"
+    with pytest.raises(SourceError, match="status 503"):
+        get()
+    assert slept == [0.0] * 3
+
+
+def test_https_does_not_become_http(part):
+    import httpx2
+
+    def answer(request):
+        if request.url.scheme == "http":
+            return httpx2.Response(200, content=b"anything")
+        return httpx2.Response(302, headers={"Location": "http://mirror/x.tar?sig=secret"})
+
+    with (
+        httpx2.Client(transport=httpx2.MockTransport(answer), follow_redirects=True) as client,
+        pytest.raises(SourceError, match="https://host/x.tar is sent on to an address without https"),
+    ):
+        module._try_often(client, "https://host/x.tar", part, lambda _: None)
+    assert not part.exists()
+
+
+def test_names_of_hosts_that_are_none(part):
+    with pytest.raises(SourceError, match="cannot fetch"):
+        fetch(f"http://{'x' * 70}.invalid/x.tar", part, make_room=lambda _: None)
+
+
+def test_the_hub_in_capitals_is_the_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
+    assert module._is_hub("HTTPS://HuggingFace.co/datasets/a") and not module._is_hub("https://huggingface.co.evil/a")
+
+
 def test_a_file_that_is_whole_already_needs_no_request(get, part, web):
     part.write_bytes(CONTENT)
     module._notes(part).write_text('{"validator": "v", "size": 3000000}')

@@ -1,6 +1,7 @@
 """Data sets of the `datasets` library, from local folders and without a connection."""
 
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -115,6 +116,68 @@ def test_images_elsewhere_on_this_machine_are_not_read(tmp_path, offline):
     assert source[3].encoded == picture(2) and source._table.read_file(str(tmp_path / "set/link.png")) is None
 
 
+@pytest.mark.parametrize("place", ["../secret.jsonl", "{root}/secret.jsonl", "data/link.jsonl", "data/*.jsonl"])
+def test_configs_do_not_lead_to_other_files(tmp_path, place):
+    folder = tmp_path / "set/data"
+    write_jsonl(tmp_path / "secret.jsonl", [{"text": "secret"}])
+    write_jsonl(folder / "train.jsonl", [{"text": "own"}])
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+    (tmp_path / "set/README.md").write_text(readme.format("data/train.jsonl"))
+    assert only(tmp_path / "set")[0].encoded == b"own"
+    (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (tmp_path / "set/README.md").write_text(readme.format(place.format(root=tmp_path)))
+    with pytest.raises(SourceError, match=r"names a file that is not its own: .*\.jsonl"):
+        open_data(f"hf:{tmp_path / 'set'}")
+
+
+@pytest.mark.parametrize(
+    "place", ["/etc/passwd", "https://host/x.jsonl", "hf://datasets/a/bc@1/x", "zip://x::hf://datasets/a/b@1/x"]
+)
+def test_files_of_a_data_set_on_the_hub(place):
+    files = ["hf://datasets/a/b@0123/train.parquet"]
+    builder = SimpleNamespace(repo_id="a/b", config=SimpleNamespace(data_files={"train": files}))
+    hub_datasets._check_files(HubName("a/b", None, None), builder)
+    files.append(place)
+    with pytest.raises(SourceError, match="not its own"):
+        hub_datasets._check_files(HubName("a/b", None, None), builder)
+
+
+def test_the_token_of_the_library_is_out_of_reach(tmp_path, monkeypatch):
+    for name in ("hub", "datasets"):
+        (tmp_path / "hf" / name).mkdir(parents=True)
+        (tmp_path / "hf" / name / "x.png").write_bytes(picture(1))
+    (tmp_path / "hf/token").write_text("hf_secret")
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf/datasets"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    table = hub_datasets.HubTable("x", datasets.Dataset.from_dict({"a": [1]}), None)
+    assert table.read_file(str(tmp_path / "hf/token")) is None
+    assert table.read_file(str(tmp_path / "hf/hub/x.png")) == table.read_file(str(tmp_path / "hf/datasets/x.png"))
+    assert table.read_file(str(tmp_path / "hf/hub/x.png")) == picture(1)
+
+
+def test_splits_with_dots(monkeypatch):
+    names = ("train.clean.100", "validation", "dev", "2020")
+    tables = {name: hub_datasets.HubTable(name, datasets.Dataset.from_dict({"text": [name]}), None) for name in names}
+    monkeypatch.setattr("featurecache.sources.openings.open_tables", lambda _: tables)
+    data = open_data("hf:a/b", splits=["train-clean-100", "split-2020"])
+    assert [source[0].encoded for source in data.values()] == [b"2020", b"train.clean.100"]
+    assert [(split, source[0].encoded) for split, source in open_data("hf:a/b", splits=["val", "val-2"]).items()] == [
+        ("val", b"validation"),
+        ("val-2", b"dev"),
+    ]
+
+
+def test_folders_are_taken_before_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set@v1:x").mkdir()
+    assert parse_name("hf:./set@v1:x") == HubName(f"{tmp_path}/set@v1:x", None, None)
+    (tmp_path / "set").mkdir()
+    assert parse_name("hf:./set:english") == HubName(f"{tmp_path}/set", None, "english")
+    with pytest.raises(SourceError, match=r"'hf:./set@v2': a local folder has no revisions"):
+        parse_name("hf:./set@v2")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -154,6 +217,7 @@ def test_what_is_not_there(name, message):
         (FileNotFoundError("Dataset 'a/b' doesn't exist on the Hub"), "hf:a/b is not found: .*hint: .*hf auth login"),
         (FileNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."), "hf:a/b is gated .*accept the terms at"),
         (ValueError("Config name is missing.\nPlease pick one: ['x', 'y']"), r"one: \['x', 'y'\] .*hf:NAME:CONFIG"),
+        (ValueError("no gated column"), "hf:a/b cannot be opened: no gated column"),
         (RuntimeError("Dataset scripts are no longer supported"), "scripts are no longer supported"),
         (ConnectionError("Couldn't reach the Hub"), "the hub cannot be reached"),
         (ZeroDivisionError(), "cannot be opened: ZeroDivisionError"),
@@ -163,15 +227,16 @@ def test_what_the_library_raises(monkeypatch, error, message):
     def refuse(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(SourceError, match=message):
         open_data("hf:a/b")
 
 
 def test_no_code_of_a_data_set_is_run(tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: given.update(options) or {})
-    open_tables(parse_name("hf:a/b@main"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: given.update(options) or 1 / 0)
+    with pytest.raises(SourceError):
+        open_tables(parse_name("hf:a/b@main"))
     assert given == {"revision": "main"}  # and not trust_remote_code
     monkeypatch.undo()
     (tmp_path / "set").mkdir()

@@ -122,6 +122,57 @@ def test_a_tar_that_changes_is_told(web, tmp_path, spec, downloads):
     assert open_data(spec)["train"].keys[:2] == ["x-000000/a", "x-000001/a"]
 
 
+def test_a_tar_that_another_process_fetched_again_is_told(web, tmp_path, spec, downloads):
+    put(web, tmp_path)
+    source = open_data(spec)["train"]
+    copy = pickle.dumps(source)
+    for tar in downloads.glob("*.tar"):
+        tar.unlink()
+    web.files["/data/x-000000.tar"] = write_tar(tmp_path / "y.tar", {"a.png": picture(9)}).read_bytes()
+    with pytest.raises(SourceError, match="has changed"):
+        pickle.loads(copy)[0]
+    for path in downloads.glob("*.json"):
+        path.unlink()
+    for _ in range(2):  # the new tar is here now, with a listing of its own: nothing is fetched
+        with pytest.raises(SourceError, match=r"x-000000.tar has changed since its samples were listed"):
+            pickle.loads(copy)[0]
+    assert open_data(spec)["train"][0].encoded == picture(9)
+
+
+def test_a_copy_that_was_cut_off_is_told(web, tmp_path, spec, downloads):
+    put(web, tmp_path)
+    source = pickle.loads(pickle.dumps(open_data(spec)["train"]))
+    for tar in downloads.glob("*.tar"):
+        os.truncate(tar, 100)
+    with pytest.raises(SourceError, match=r"x-000000.tar is shorter than when it was listed.*remove .*\.tar"):
+        source[0]
+
+
+def test_a_folder_that_cannot_be_locked(web, tmp_path, spec, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    put(web, tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(SourceError, match="cannot be used: .*No locks available.*FC_DATA_CACHE"):
+        RemoteTars(f"{web.address}/data/x-000000.tar")
+
+
+def test_parts_that_nobody_goes_on_with_make_room(web, tmp_path, monkeypatch, downloads):
+    put(web, tmp_path, {f"x-{n}.tar": {"a.txt": b"%d" % n * 10_000} for n in range(2)})
+    web.drops["/data/x-0.tar"] = [10_000, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        RemoteTars(f"{web.address}/data/x-0.tar")
+    assert held(downloads, "*.part") == [10_000]
+    monkeypatch.setenv("FC_DATA_CACHE_GB", str(25_000 / 1e9))
+    with module._fetching(next(downloads.glob("*.part")).with_suffix("")):
+        module._make_room(downloads, 20_480)
+        assert held(downloads, "*.part") == [10_000]  # somebody is at it
+    assert len(RemoteTars(f"{web.address}/data/x-1.tar")) == 1 and not held(downloads, "*.part")
+    web.drops.clear()
+    assert RemoteTars(f"{web.address}/data/x-0.tar")[0].encoded == b"0" * 10_000
+
+
 def test_a_damaged_tar_is_not_kept(web, tmp_path, spec, downloads):
     put(web, tmp_path)
     whole = web.files["/data/x-000001.tar"]
@@ -162,9 +213,10 @@ def test_half_of_the_disk_is_left(monkeypatch, downloads):
     assert module._limit(downloads, 100) == 400
     monkeypatch.setenv("FC_DATA_CACHE_GB", "2.5")
     assert module._limit(downloads, 100) == 2.5e9
-    monkeypatch.setenv("FC_DATA_CACHE_GB", "much")
-    with pytest.raises(UsageError, match="'much', which is no number"):
-        module._limit(downloads, 100)
+    for given in ("much", "nan", "-1", "inf"):
+        monkeypatch.setenv("FC_DATA_CACHE_GB", given)
+        with pytest.raises(SourceError, match=f"'{given}', which is no number of gigabytes"):
+            module._limit(downloads, 100)
 
 
 def _read(url, answers):
@@ -230,6 +282,18 @@ def test_a_split_that_is_not_wanted_is_not_fetched(web, tmp_path):
     assert list(open_data(spec, splits=["val"])) == ["val"] and web.paths() == ["/data/s-val-0.tar"]
     assert list(open_data(spec)) == ["train", "val"]
     assert open_data(spec, splits=["val"])["val"].class_names == ("dog",)  # train is listed by now
+
+
+def test_named_labels_are_not_counted_without_the_first_split(web, tmp_path):
+    train, val = {"a.png": picture(0), "a.cls": b"ant", "b.png": picture(2), "b.cls": b"dog"}, {"b.png": picture(1)}
+    put(web, tmp_path, {"s-train-0.tar": train, "s-val-0.tar": {**val, "b.cls": b"dog"}})
+    spec = f"{web.address}/data/s-{{train,val}}-0.tar"
+    with pytest.raises(SourceError, match=r"labels of val are names, and train, .*never fetched.*val=ADDRESS") as error:
+        open_data(spec, splits=["val"])
+    assert web.paths() == ["/data/s-val-0.tar"] and "open train too" in error.value.hint
+    assert open_data(f"val={web.address}/data/s-val-0.tar")["val"].class_names == ("dog",)
+    open_data(spec)
+    assert open_data(spec, splits=["val"])["val"].labels.tolist() == [1]
 
 
 def test_a_missing_tar_is_named(web, tmp_path):
@@ -345,6 +409,13 @@ def test_imagenet_without_a_hub(hub, monkeypatch):
     monkeypatch.delenv("FC_DATA")
     with pytest.raises(SourceError, match="FC_DATA is not set now"):
         open_data("imagenet")
+
+
+def test_a_page_in_place_of_the_hub(hub, monkeypatch):
+    for page in (b"<html>log in first</html>", b"[]"):
+        hub.files[f"/api/datasets/{hub_repository.IMAGENET}"] = page
+        with pytest.raises(SourceError, match="timm/imagenet-1k-wds cannot be reached"):
+            open_data("imagenet")
 
 
 def test_a_note_that_makes_no_sense_is_no_listing(hub, monkeypatch, downloads):

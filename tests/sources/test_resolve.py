@@ -7,7 +7,7 @@ import os
 import pytest
 
 from featurecache.errors import SourceError
-from featurecache.sources import Limited, location, open_data, patterns
+from featurecache.sources import Limited, TextFiles, is_remote, location, open_data, patterns
 from featurecache.types import NO_LABEL
 from tests.sources.make_data import DATA, paint_images, picture, write_jsonl, write_tar
 
@@ -243,6 +243,11 @@ def test_a_pattern_cannot_exhaust_memory(spec, monkeypatch):
         ("https://host/x.zip", "only those are read over http"),
         ("https://host/x-*.tar", "has a wildcard"),
         ("https://me:secret@host/x.tar", "user name or password is refused"),
+        ("https://{host/x,me:secret@host/y}.tar", "user name or password is refused"),
+        ("https://[::1/x.tar", "'https://.*' is no address"),
+        ("https:///x.tar", "is no address"),
+        ("https://host:port/x.tar", "is no address"),
+        ("https://a..b/x.tar", "is no address"),
         ("s3://bucket/x-{000..100}.tar", "not read over s3:// yet.*download it first"),
         ("train=ftp://host/x.tar", "not read over ftp://"),
         ("pipe:curl host", "a command is never run"),
@@ -267,10 +272,61 @@ def test_refusals(home, spec, message):
     assert error.value.hint
 
 
-def test_a_password_is_not_repeated():
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "https://me:secret@host/x.tar",
+        "https://host/x.zip?sig=secret",
+        "https://host/x-*.tar?sig=secret",
+        "https://host/x-{1,2.tar?sig=secret",
+        ["https://host/x.tar?sig=secret", "y.tar"],
+        "https:///x.tar?sig=secret",
+    ],
+)
+def test_passwords_and_signatures_are_not_repeated(spec):
     with pytest.raises(SourceError) as error:
-        open_data("https://me:secret@host/x.tar")
+        open_data(spec)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("digits", False),
+        ("train=./x.tar", False),
+        ("https://host/x.tar", True),
+        ("val=http://host/x.tar", True),
+        ("hf:a/b", True),
+        ("train=hf:./folder", True),
+        ("imagenet", True),
+    ],
+)
+def test_what_may_go_over_the_network(spec, expected):
+    assert is_remote(spec) == expected
+
+
+def test_a_local_imagenet_is_not_remote(home):
+    write_tar(home / "imagenet/train-0.tar", {"a.png": picture(0)})
+    assert not is_remote("imagenet")
+
+
+def test_splits_that_are_not_wanted_are_not_opened(home, monkeypatch):
+    opened = []
+    listed = TextFiles.__init__
+
+    def listen(self, paths, **options):
+        opened.append(paths[0].name)
+        listed(self, paths, **options)
+
+    for split in ("train", "val", "test"):
+        texts(home / f"x-{split}.jsonl", label="a")
+        texts(home / f"y-{split}.jsonl")
+    monkeypatch.setattr(TextFiles, "__init__", listen)
+    open_data("x", splits=["test"])
+    assert opened == ["x-train.jsonl", "x-test.jsonl"]  # the first has the class names
+    opened.clear()
+    open_data("y", splits=["train"])
+    assert opened == ["y-train.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenette"])

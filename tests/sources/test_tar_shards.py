@@ -192,3 +192,11 @@ def test_fingerprint_ignores_labels_and_other_members(tmp_path):
     assert TarShards(labelled).fingerprint() == first
     assert TarShards(write_tar(tmp_path / "3/x.tar", base | {"b.png": picture(1) + b"!"})).fingerprint() != first
     assert TarShards(write_tar(tmp_path / "4/y.tar", base)).fingerprint() != first
+
+
+def test_thousands_of_headers_for_one_member_are_damage(tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"a.txt": b"words"})
+    header = tarfile.TarInfo.create_pax_global_header({"comment": "x"})
+    path.write_bytes(header * 5000 + path.read_bytes())
+    with pytest.raises(SourceError, match="x.tar is no whole tar"):
+        TarShards(path)

@@ -16,6 +16,10 @@ class Web:
         """From path to bytes."""
         self.ranges = True
         self.validators = True
+        self.repeats = True
+        """Whether an answer with a range has the ETag again."""
+        self.headers = {}
+        """Further headers of what is in `status`."""
         self.honest = True
         """Whether If-Range is looked at."""
         self.status = {}
@@ -53,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, content, headers, path)
         if start >= len(content):
             return self._refuse(416)
+        if not self.web.repeats:
+            headers = {}
         headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         return self._send(206, content[start:], headers, path)
 
@@ -66,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         if location:
             self.send_header("Location", location)
+        for name, value in self.web.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
