@@ -18,7 +18,7 @@ V2_PICKLE = json.dumps(
         "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}],
     }
 ).encode()
-BOMB = b"cos\nsystem\n(S'touch /tmp/owned'\ntR."
+BOMB = b"cos\nsystem\n(S'touch owned'\ntR."
 
 
 def v2_beside(root):
