@@ -66,7 +66,7 @@ def verify_cache(
         "cache": str(cache),
         "digest": None if problems else _digest(objects),
         "ok": not problems,
-        "complete": not problems and describe_progress(cache)["complete"],
+        "complete": None if problems else describe_progress(cache)["complete"],
         "sample": sample,
         "bytes": read,
         "problems": problems,
