@@ -17,7 +17,7 @@ from featurecache.errors import IdentityError
 from featurecache.forward import Forward, rows_at_once
 from featurecache.inputs import TextInput
 from featurecache.loader import Loaded, load
-from featurecache.plan import SHARED_ARRAYS, plan_part
+from featurecache.plan import SHARED_ARRAYS
 from featurecache.rows import ListedContents
 from featurecache.sources.base import Source
 from featurecache.store.claims import Claims
@@ -27,7 +27,7 @@ from featurecache.store.writer import CacheWriter, matching_part
 from featurecache.teachers.base import Teacher
 from featurecache.types import Reason
 
-__all__ = ["Encoded", "Progress", "assets_of", "extract", "plan_part"]
+__all__ = ["Encoded", "Progress", "assets_of", "extract"]
 
 _WAIT_SECONDS = 1.0
 """Between looks at what another extraction of the same part is still doing."""

@@ -49,8 +49,9 @@ def extract_cache(
     ones by reason; with `dry_run`, which writes nothing, the facts of `estimate`. Raises UsageError, IdentityError if
     the cache was made from something else, DiskFullError, also before anything is written if there is no room.
     """
-    from featurecache.extract import assets_of, extract, plan_part
+    from featurecache.extract import assets_of, extract
     from featurecache.measure import measured_part
+    from featurecache.plan import plan_part
     from featurecache.store.objects import LocalObjects
     from featurecache.store.seals import seal
     from featurecache.store.writer import create_cache, matching_part

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from featurecache.extract import extract, plan_part
+from featurecache.extract import extract
 from featurecache.fingerprint import hash_rows
+from featurecache.plan import plan_part
 from featurecache.rows import list_rows
 from featurecache.store.reader import Cache, open_cache
 from featurecache.store.seals import seal

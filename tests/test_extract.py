@@ -8,10 +8,11 @@ import torch
 import featurecache.extract as extraction
 from featurecache import background
 from featurecache.errors import BadSampleError, DiskFullError, IdentityError, UnknownNameError, UsageError
-from featurecache.extract import extract, plan_part
+from featurecache.extract import extract
 from featurecache.forward import Forward
 from featurecache.inputs import ImageInput
 from featurecache.loader import load
+from featurecache.plan import plan_part
 from featurecache.rows import list_rows
 from featurecache.sources.decode import decode
 from featurecache.sources.synthetic import SyntheticImages, SyntheticTexts

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.extract import extract, plan_part
+from featurecache.extract import extract
+from featurecache.plan import plan_part
 from featurecache.rows import list_rows
 from featurecache.store import layout
 from featurecache.store.seals import seal

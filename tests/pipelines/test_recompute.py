@@ -6,7 +6,7 @@ import pytest
 
 import featurecache.teachers
 from featurecache.errors import CorruptCacheError, TeacherError
-from featurecache.extract import plan_part
+from featurecache.plan import plan_part
 from featurecache.store.layout import EncodedOutput
 from featurecache.types import OutputSpec
 from pipelines.recompute import _described, _load
