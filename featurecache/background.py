@@ -1,7 +1,7 @@
 """Writing behind the teacher: one thread collects, appends, hashes and commits while the next batch is computed."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ class BackgroundWriter:
         self._writer = writer
         self._executor = ThreadPoolExecutor(1, "writer")
         self._waiting: deque[Future[np.ndarray]] = deque()
-        self._open: ShardWriter | None = None
+        self._open: list[ShardWriter] = []
         self._rows = 0
         self._failed = False
         self._reasons = np.zeros(256, np.int64)
@@ -34,9 +34,12 @@ class BackgroundWriter:
     def __enter__(self) -> "BackgroundWriter":  # noqa: PYI034 - beartype cannot check Self
         return self
 
-    def append(self, shard: Shard, rows: Callable[[], Rows]) -> None:
-        """Queue one batch, which `rows` gives when its turn has come; the shard is committed after its last row."""
-        self._waiting.append(self._executor.submit(self._append, shard, rows))
+    def append(self, shards: Sequence[Shard], rows: Callable[[], Sequence[Rows]]) -> None:
+        """Queue one batch of the same rows in some views, a shard for each; they are committed after their last row.
+
+        `rows` gives the batch, one for each shard, when its turn has come.
+        """
+        self._waiting.append(self._executor.submit(self._append, shards, rows))
         while len(self._waiting) > _MOST_UNWRITTEN or (self._waiting and self._waiting[0].done()):
             self._collect()
 
@@ -56,23 +59,30 @@ class BackgroundWriter:
                 self.drain()
         finally:
             self._executor.shutdown(cancel_futures=True)
-            if self._open is not None:
-                self._open.discard()
+            self._discard()
 
     def _collect(self) -> None:
         self._reasons += np.bincount(self._waiting.popleft().result(), minlength=256)
 
-    def _append(self, shard: Shard, rows: Callable[[], Rows]) -> np.ndarray:
+    def _append(self, shards: Sequence[Shard], rows: Callable[[], Sequence[Rows]]) -> np.ndarray:
         if self._failed:
             return np.zeros(0, np.uint8)  # a shard with a hole must never be filled up by what was queued behind it
         self._failed = True
-        batch = rows()
-        if self._open is None:
-            self._open, self._rows = self._writer.open(shard), 0
-        self._open.append(batch)
-        self._rows += len(batch["valid"])
-        if self._rows == shard.rows:
-            self._open.commit()
-            self._open = None
+        batches = rows()
+        if not self._open:
+            self._rows = 0
+            for shard in shards:
+                self._open.append(self._writer.open(shard))
+        for writer, batch in zip(self._open, batches, strict=True):
+            writer.append(batch)
+        self._rows += len(batches[0]["valid"])
+        if self._rows == shards[0].rows:
+            for writer in self._open:
+                writer.commit()
+            self._open = []
         self._failed = False
-        return batch["reason"]
+        return np.concatenate([batch["reason"] for batch in batches])
+
+    def _discard(self) -> None:
+        for writer in self._open:
+            writer.discard()

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from featurecache.background import BackgroundWriter, Rows
+from featurecache.draw import stored_views
 from featurecache.encodings import holds_values, make_encoding
 from featurecache.errors import IdentityError
 from featurecache.forward import Forward, rows_at_once
-from featurecache.inputs import TextInput
+from featurecache.frames import Frames
+from featurecache.inputs import Input, TextInput
 from featurecache.loader import Loaded, load
 from featurecache.plan import SHARED_ARRAYS
 from featurecache.rows import ListedContents
@@ -23,11 +25,15 @@ from featurecache.sources.base import Source
 from featurecache.store.claims import Claims
 from featurecache.store.layout import PartSpec, Shard
 from featurecache.store.objects import LocalObjects
-from featurecache.store.writer import CacheWriter, matching_part
+from featurecache.store.views import StoredViews
+from featurecache.store.writer import CacheWriter, find_part
 from featurecache.teachers.base import Teacher
 from featurecache.types import Reason
 
 __all__ = ["Encoded", "Progress", "assets_of", "extract"]
+
+VIEWS_AT_ONCE = 8
+"""Views of a sample that are made of one decoding."""
 
 _WAIT_SECONDS = 1.0
 """Between looks at what another extraction of the same part is still doing."""
@@ -38,7 +44,7 @@ class Progress:
     """Where an extraction is, after a batch."""
 
     done: int
-    """Rows of the part that have been through the teacher, those of earlier and other runs included."""
+    """Rows of the part, each view's counted, that have been through the teacher, also in earlier and other runs."""
     total: int
     invalid: Mapping[Reason, int]
     """Invalid rows that this run has written, by reason."""
@@ -65,16 +71,19 @@ def extract(
     the generator is closed or fails. Raises IdentityError if the split already holds a part made from something else,
     or if the data changed while it was read, and DiskFullError.
     """
-    part = matching_part(objects, part.split, "teacher", part.identity) or part
+    part = find_part(objects, part.split, "teacher", part.identity) or part
+    check_proof(part, teacher.input)
     contents = ListedContents(source, objects, part.split)
-    writer = CacheWriter(objects, part, assets=assets_of(teacher))
-    run = Encoded(Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"]), writer)
+    views = stored_views(objects, part.split, stop=(part.views or (0, 1))[1])
+    writer = CacheWriter(objects, part, assets=assets_of(teacher.input))
+    forward = Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"])
+    run = Encoded(forward, writer, views)
     loading: dict[str, Any] = {"workers": workers, "hash_inputs": True, "pin_memory": run.on_gpu}
     total = sum(shard.rows for shard in writer.part.shards())
     with Claims(objects, writer.part) as claims, BackgroundWriter(writer) as background:
         while True:
             left = _rows_left(writer)
-            work = _Work(writer, claims, rows_at_once(source.modality, batch_size))
+            work = _Work(writer, claims, views, rows_at_once(source.modality, batch_size))
             waits = bool(left) and not work.found
             yield _progress(total - left, total, background.reasons, is_waiting=waits)
             if not left:
@@ -83,75 +92,95 @@ def extract(
                 time.sleep(_WAIT_SECONDS)
                 continue
             for batch in load(source, teacher.input, work, **loading):
-                shard = work.shard_of(batch)
-                _check_unchanged(batch, contents(batch.rows), source)
-                background.append(shard, run(batch))
-                left -= len(batch.rows)
+                shards = work.shards_of(batch)
+                contents.check(batch.rows, batch.content_hashes)  # a mix's partners are among them
+                background.append(shards, run(batch, views=len(shards)))
+                left -= len(batch.frames)
                 yield _progress(total - left, total, background.reasons, until_safe=work.rows_lacking)
             background.drain()
 
 
 class _Work:
-    """Batches of row numbers of shards that nobody has done or is doing; none crosses a shard.
+    """Frames of shards that nobody has done or is doing: the same rows in several views, and none crosses a shard.
 
-    The loader asks for batches ahead of those it gives back; which shard each belongs to is remembered here.
+    The loader asks for batches ahead of those it gives back; which shards each belongs to is remembered here.
     """
 
-    def __init__(self, writer: CacheWriter, claims: Claims, batch_rows: int) -> None:
-        self._writer, self._claims, self._batch_rows = writer, claims, batch_rows
-        self._shards = (shard for shard in writer.pending() if claims.take(shard))
-        self._first = next(self._shards, None)
-        self._asked: deque[Shard] = deque()
+    def __init__(self, writer: CacheWriter, claims: Claims, views: StoredViews | None, batch_frames: int) -> None:
+        self._writer, self._claims, self._views, self._batch_frames = writer, claims, views, batch_frames
+        self._groups = self._claimed()
+        self._first = next(self._groups, None)
+        self._asked: deque[tuple[Shard, ...]] = deque()
         self._full: deque[Shard] = deque()
         self.found = self._first is not None
         """Whether there is anything that this run can do now."""
         self.rows_lacking = 0
-        """Rows that the shard which was begun still lacks."""
+        """Rows that the shards which were begun still lack, in all views."""
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Frames]:
         first = () if self._first is None else (self._first,)
-        for shard in itertools.chain(first, self._shards):
-            for start in range(shard.start, shard.stop, self._batch_rows):
-                self._asked.append(shard)
-                yield np.arange(start, min(start + self._batch_rows, shard.stop))
+        for shards in itertools.chain(first, self._groups):
+            start, stop = shards[0].start, shards[0].stop
+            step = max(self._batch_frames // len(shards), 1)
+            for at in range(start, stop, step):
+                self._asked.append(shards)
+                yield self._frames(np.arange(at, min(at + step, stop)), [shard.view for shard in shards])
 
-    def shard_of(self, batch: Loaded) -> Shard:
-        """The shard of the next batch that the loader gives back."""
-        shard = self._asked.popleft()
-        self.rows_lacking = shard.stop - (int(batch.rows[-1]) + 1)
+    def shards_of(self, batch: Loaded) -> tuple[Shard, ...]:
+        """The shards, one of each view, of the next batch that the loader gives back."""
+        shards = self._asked.popleft()
+        rows = batch.frames.samples[: len(batch.frames) // len(shards)]  # those behind them are partners of a mix
+        self.rows_lacking = (shards[0].stop - (int(rows[-1]) + 1)) * len(shards)
         if not self.rows_lacking:
-            self._full.append(shard)
+            self._full.extend(shards)
         while self._full and self._writer.is_committed(self._full[0]):
             self._claims.release(self._full.popleft())
         self._claims.renew()
-        return shard
+        return shards
+
+    def _claimed(self) -> Iterator[tuple[Shard, ...]]:
+        """Shards of the same rows, up to eight views at once, claimed as they are asked for."""
+        for group in self._writer.pending_groups(VIEWS_AT_ONCE):
+            if claimed := tuple(shard for shard in group if self._claims.take(shard)):
+                yield claimed
+
+    def _frames(self, rows: np.ndarray, views: list[int]) -> Frames:
+        if self._views is None:
+            return Frames.plain(rows)
+        return self._views.frames(rows, np.tile(views, (len(rows), 1)))
 
 
 class Encoded:
     """From a loaded batch to rows of every array of the part."""
 
-    def __init__(self, forward: Forward, writer: CacheWriter) -> None:
+    def __init__(self, forward: Forward, writer: CacheWriter, views: StoredViews | None = None) -> None:
         self._forward = forward
+        self._augmentation = views.augmentation if views else None
         self._encodings = {
             out.output.name: make_encoding(out.encoding, out.output, scale=out.scale) for out in writer.part.outputs
         }
         self._arrays = [array for array in writer.part.arrays if array not in SHARED_ARRAYS]
         self.on_gpu = forward.device.type == "cuda"
 
-    def __call__(self, batch: Loaded) -> Callable[[], Rows]:
-        """Start the forward passes. What is returned waits for them, and gives the rows.
+    def __call__(self, batch: Loaded, *, views: int = 1) -> Callable[[], list[Rows]]:
+        """Start the forward passes. What is returned waits for them, and gives the rows of each view.
 
-        With CUDA nothing here waits for the device, so the next batch can be started meanwhile.
+        The batch has `views` frames of each row, one after the other. With CUDA nothing here waits for the device, so
+        the next batch can be started meanwhile.
         """
-        passes = [(chosen, self._encode(outputs)) for chosen, outputs in self._forward.outputs(batch.inputs)]
-        finished = torch.cuda.Event() if self.on_gpu else None
-        if finished:
-            finished.record(torch.cuda.current_stream(self._forward.device))
+        finished = self._forward.augmented(batch, self._augmentation)
+        passes = [
+            (finished.asked[chosen], self._encode(outputs))
+            for chosen, outputs in self._forward.outputs(finished.inputs)
+        ]
+        computed = torch.cuda.Event() if self.on_gpu else None
+        if computed:
+            computed.record(torch.cuda.current_stream(self._forward.device))
 
-        def rows() -> Rows:
-            if finished:
-                finished.synchronize()
-            return self._rows(batch, passes)
+        def rows() -> list[Rows]:
+            if computed:
+                computed.synchronize()
+            return self._rows(batch, passes, views)
 
         return rows
 
@@ -162,20 +191,24 @@ class Encoded:
         # with CUDA into pinned memory, and the event above is waited for; other devices have nothing to wait with
         return {name: tensor.to("cpu", non_blocking=self.on_gpu) for name, tensor in encoded.items()}
 
-    def _rows(self, batch: Loaded, passes: list[tuple[np.ndarray, dict[str, Tensor]]]) -> Rows:
-        """One row of each array for every row of the batch; the array's fill value in those that are invalid."""
-        count = len(batch.rows)
-        rows = {array.name: np.full((count, *array.shape), array.fill, array.dtype) for array in self._arrays}
-        reasons = batch.reasons.copy()
-        for chosen, encoded in passes:
-            at = batch.valid[chosen]
+    def _rows(self, batch: Loaded, passes: list[tuple[np.ndarray, dict[str, Tensor]]], views: int) -> list[Rows]:
+        """For each view one row of each array for every row of the batch; fill values in those that are invalid."""
+        asked = len(batch.frames)
+        shows = batch.frames.shows[:asked]
+        rows = {array.name: np.full((asked, *array.shape), array.fill, array.dtype) for array in self._arrays}
+        reasons = batch.reasons[shows]
+        for at, encoded in passes:
             arrays = {name: tensor.numpy() for name, tensor in encoded.items()}
             finite = holds_values(arrays)
             reasons[at[~finite]] = Reason.NOT_FINITE
             for name, values in arrays.items():
                 rows[name][at[finite]] = values[finite]
         valid = (reasons == Reason.VALID).astype(np.uint8)
-        return {**rows, "valid": valid, "reason": reasons, "input_hash": batch.input_hashes}
+        rows |= {"valid": valid, "reason": reasons, "input_hash": batch.input_hashes[shows]}
+        # a batch in one view is not copied by this
+        return [
+            {name: np.ascontiguousarray(values[view::views]) for name, values in rows.items()} for view in range(views)
+        ]
 
 
 def _rows_left(writer: CacheWriter) -> int:
@@ -187,15 +220,14 @@ def _progress(done: int, total: int, reasons: np.ndarray, *, until_safe: int = 0
     return Progress(done, total, invalid, until_safe, is_waiting)
 
 
-def _check_unchanged(batch: Loaded, contents: np.ndarray, source: Source) -> None:
-    changed = np.flatnonzero(batch.content_hashes != contents)
-    if changed.size:
-        key = source.keys[int(batch.rows[changed[0]])]
-        hint = "the data set was changed since this cache was begun: start a new one with another --out"
-        raise IdentityError(f"the bytes of sample {key!r} are not those the cache lists", hint=hint)
+def check_proof(part: PartSpec, network_input: Input) -> None:
+    """Raises IdentityError if a part was begun with another way to prepare samples: another Pillow, or tokenizers."""
+    if part.facts.get("proof") not in (None, here := network_input.proof()):
+        hint = "go on with the versions in its provenance, or choose another --out"
+        fields = [("inputs", part.facts["proof"], here)]
+        raise IdentityError(f"{part.prefix} was begun where samples are prepared otherwise:", fields=fields, hint=hint)
 
 
-def assets_of(teacher: Teacher) -> dict[str, bytes]:
-    """The data files of a teacher's part, by name."""
-    network_input = teacher.input
+def assets_of(network_input: Input) -> dict[str, bytes]:
+    """The data files of a part that a network with this input gives, by name."""
     return {"tokenizer.json": network_input.tokenizer_json.encode()} if isinstance(network_input, TextInput) else {}

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featurecache.augment import Augmentation, ImageAugmentation
 from featurecache.errors import UnknownNameError
 from featurecache.inputs import Inputs
+from featurecache.loader import Finished, Loaded, finish
 from featurecache.teachers.base import Teacher
 from featurecache.types import Modality
 
@@ -55,6 +57,12 @@ class Forward:
                 with self._precision():
                     outputs = dict(self._teacher(moved))
                 yield chosen, outputs
+
+    def augmented(self, batch: Loaded, augmentation: Augmentation | None) -> Finished:
+        """The frames that a loaded batch asks for, as the teacher takes them in; images on the device, in one go."""
+        are_images = isinstance(augmentation, ImageAugmentation)
+        with torch.inference_mode():
+            return finish(batch, self._moved(batch.inputs) if are_images else batch.inputs, augmentation)
 
     def _moved(self, batch: Inputs) -> Inputs:
         """The batch on the device; copied to a GPU while it still computes the batch before."""

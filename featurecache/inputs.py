@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from featurecache.augment.mask import corrupt
+from featurecache.augment.resample import resample
 from featurecache.errors import BadSampleError, UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.types import Decoded, Json, Modality, Reason
@@ -19,8 +21,20 @@ if TYPE_CHECKING:
     import tokenizers
     from torch import Tensor
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageInput", "Input", "Inputs", "Prepared", "TextInput", "input_from_json"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageInput",
+    "Input",
+    "Inputs",
+    "Prepared",
+    "Seen",
+    "TextInput",
+    "input_from_json",
+]
 
+Seen: TypeAlias = "np.ndarray | list[int]"
+"""What all views of a sample are made of: uint8 (height, width, 3), or token ids."""
 Prepared: TypeAlias = "np.ndarray | list[int]"
 """One prepared sample: uint8 (3, height, width), or token ids."""
 Inputs: TypeAlias = "Mapping[str, Tensor]"
@@ -29,6 +43,7 @@ Inputs: TypeAlias = "Mapping[str, Tensor]"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_RESIZED_PIXELS = 2**27
+_PROOF_TEXT = "A fixed text: naïve façades, 12,345 µm² — 東京, “quotes”, e\u0301 and\ttabs; UPPER lower."
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -38,15 +53,25 @@ _RESAMPLING = {
 
 @runtime_checkable
 class Input(Protocol):
-    """How decoded samples become a batch. `prepare` runs in loader workers, so an input can be pickled."""
+    """How decoded samples become a batch. It runs in loader workers, so an input can be pickled."""
 
     @property
     def modality(self) -> Modality:
         """What it takes in."""
         ...
 
+    def read(self, data: Decoded) -> Seen:
+        """What all views of a decoded sample are made of: the image itself, or the ids of the text's tokens."""
+        ...
+
+    def show(self, seen: Seen, parameters: np.ndarray) -> Prepared:
+        """One view, as the network takes it: with float32 (parameters,) of an augmentation, or without any the plain
+        one. What an augmentation does besides cutting out is left to `finish`. Raises BadSampleError if it cannot be.
+        """
+        ...
+
     def prepare(self, data: Decoded) -> Prepared:
-        """One decoded sample as the network takes it. Raises BadSampleError if it cannot be made so."""
+        """The plain view of one decoded sample."""
         ...
 
     def collate(self, items: Sequence[Prepared]) -> Inputs:
@@ -55,6 +80,10 @@ class Input(Protocol):
 
     def to_json(self) -> Json:
         """All that decides what the network sees, as plain JSON: part of a cache's identity."""
+        ...
+
+    def proof(self) -> str:
+        """A hash of what is made of one fixed sample: another where the libraries underneath do otherwise."""
         ...
 
 
@@ -81,21 +110,47 @@ class ImageInput:
         if not 0 < self.crop_pct <= 1 or self.size < 1:
             raise UsageError(f"no image input has size {self.size} and crop_pct {self.crop_pct}")
 
-    def prepare(self, data: Decoded) -> np.ndarray:
-        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the plain evaluation view, view 0.
+    def read(self, data: Decoded) -> np.ndarray:
+        """The image itself."""
+        assert isinstance(data, np.ndarray)
+        return data
+
+    def show(self, seen: Seen, parameters: np.ndarray) -> np.ndarray:
+        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the box of a view, or the plain view.
 
         Raises BadSampleError for an image so thin that resizing its shorter side would take gigabytes.
         """
-        assert isinstance(data, np.ndarray)
-        image = Image.fromarray(data)
-        scaled = int(self.size / self.crop_pct)  # timm rounds down too
-        width, height = (scaled, scaled) if self.crop_mode == "squash" else _shorter_side(image.size, scaled)
-        if width * height > _MAX_RESIZED_PIXELS:
-            raise BadSampleError(Reason.IMAGE_TOO_LARGE, f"{width} x {height} with the shorter side resized")
+        assert isinstance(seen, np.ndarray)
+        box = parameters[:4].astype(np.float64)
+        if not box.size or np.isnan(box[0]):
+            return self._plain(seen)
+        return resample(seen, box, self.size, self.interpolation)
+
+    def prepare(self, data: Decoded) -> np.ndarray:
+        """uint8 (height, width, 3) of any size -> uint8 (3, size, size): the plain view, view 0."""
+        return self._plain(self.read(data))
+
+    def plain_box(self, height: int, width: int) -> np.ndarray:
+        """float64 (left, top, width, height): what the plain view shows of an image of this size, relative to it."""
+        resized = np.array(self._resized((width, height)), float)
+        offset = np.rint((resized - self.size) / 2)  # whole pixels, as `_plain` cuts
+        return np.concatenate([offset / resized, self.size / resized])
+
+    def _plain(self, seen: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(seen)
+        width, height = self._resized(image.size)
         image = image.resize((width, height), _RESAMPLING[self.interpolation])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         image = image.crop((left, top, left + self.size, top + self.size))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) to which an image of this (width, height) is resized before the crop."""
+        scaled = int(self.size / self.crop_pct)  # timm rounds down too
+        width, height = (scaled, scaled) if self.crop_mode == "squash" else _shorter_side(size, scaled)
+        if width * height > _MAX_RESIZED_PIXELS:
+            raise BadSampleError(Reason.IMAGE_TOO_LARGE, f"{width} x {height} with the shorter side resized")
+        return width, height
 
     def collate(self, items: Sequence[Prepared]) -> Inputs:
         """Stack to {"images": uint8 (batch, 3, size, size)}."""
@@ -110,6 +165,12 @@ class ImageInput:
         scale = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
         shift = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         return (images.float() - shift) / scale
+
+    def proof(self) -> str:
+        """64 hexadecimal digits over the plain view of a fixed image."""
+        rows, columns = np.mgrid[0:97, 0:131]
+        image = np.stack([(rows * 7 + columns * 3) % 251, (rows * columns) % 253, rows * 2 + columns // 2], 2)
+        return hash_json(self.prepare(image.astype(np.uint8)).tolist())
 
     def to_json(self) -> Json:
         """Every field, and the kind."""
@@ -160,10 +221,32 @@ class TextInput:
         ids = (self.tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         return next((number for number in ids if number is not None), 0)
 
-    def prepare(self, data: Decoded) -> list[int]:
+    def read(self, data: Decoded) -> list[int]:
         """Token ids of one text, special tokens included."""
         assert isinstance(data, str)
         return self.tokenizer.encode(data).ids
+
+    def show(self, seen: Seen, parameters: np.ndarray) -> list[int]:
+        """The ids with the tokens that a view changes; at most `max_length`, the special ones at the end kept."""
+        assert isinstance(seen, list)
+        return self.shortened(corrupt(seen, parameters))
+
+    def prepare(self, data: Decoded) -> list[int]:
+        """Token ids of one text, special tokens included."""
+        return self.read(data)
+
+    def shortened(self, ids: list[int]) -> list[int]:
+        """What `read` would have given of a text of which a longer input gave these ids."""
+        if len(ids) <= self.max_length:
+            return ids
+        last = self._special_at_the_end
+        return ids[: self.max_length - last] + ids[len(ids) - last :]
+
+    @property
+    def _special_at_the_end(self) -> int:
+        """How many special tokens the tokenizer puts behind every text."""
+        mask = self.tokenizer.encode("a").special_tokens_mask
+        return len(mask) - 1 - max((at for at, special in enumerate(mask) if not special), default=len(mask) - 1)
 
     def collate(self, items: Sequence[Prepared]) -> Inputs:
         """Pad to {"ids": int64 (batch, longest), "mask": bool (batch, longest)}."""
@@ -176,6 +259,10 @@ class TextInput:
             ids[row, : len(item)] = item
             mask[row, : len(item)] = True
         return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask)}
+
+    def proof(self) -> str:
+        """64 hexadecimal digits over the ids of a fixed text."""
+        return hash_json(self.prepare(_PROOF_TEXT))
 
     def to_json(self) -> Json:
         """The tokenizer's hash and the length limit."""

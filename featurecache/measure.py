@@ -13,6 +13,7 @@ from featurecache.forward import Forward, rows_at_once
 from featurecache.loader import load
 from featurecache.sources.base import Source
 from featurecache.store.layout import EncodedOutput, PartSpec
+from featurecache.store.views import StoredViews
 from featurecache.teachers.base import Teacher
 from featurecache.types import Json, SparseLogits
 
@@ -36,6 +37,7 @@ def measured_part(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    views: StoredViews | None = None,
 ) -> PartSpec:
     """A planned part, after the teacher has run on a sample of its rows.
 
@@ -44,7 +46,7 @@ def measured_part(
     "int8" is by row and nothing is known of the costs. Raises UsageError where int8:column was asked for then.
     """
     forward = Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"])
-    values = _outputs(forward, source, teacher, part, batch_size, workers)
+    values = _outputs(forward, source, teacher, part, batch_size, workers, views)
     outputs, costs = [], {}
     for item in part.outputs:
         exact = values[item.output.name]
@@ -87,15 +89,27 @@ def loss(exact: Tensor, stored: Tensor | SparseLogits, *, are_logits: bool) -> J
 
 
 def _outputs(
-    forward: Forward, source: Source, teacher: Teacher, part: PartSpec, batch_size: int, workers: int
+    forward: Forward,
+    source: Source,
+    teacher: Teacher,
+    part: PartSpec,
+    batch_size: int,
+    workers: int,
+    views: StoredViews | None,
 ) -> dict[str, Tensor]:
-    """float32 (rows, *shape) of each output of the part, on the CPU: the rows of the sample that have outputs."""
+    """float32 (rows, *shape) of each output of the part, on the CPU: the rows of the sample that have outputs.
+
+    The rows take turns in the part's views.
+    """
     rows = sample_rows(part.rows)
+    first, stop = part.views or (0, 1)
+    shown = first + np.arange(len(rows)) % (stop - first)
     step = rows_at_once(source.modality, batch_size)
-    batches = [rows[start : start + step] for start in range(0, len(rows), step)]
+    each = [slice(start, start + step) for start in range(0, len(rows), step)]
+    batches = [views.frames(rows[at], shown[at, None]) if views else rows[at] for at in each]
     found: dict[str, list[Tensor]] = {item.output.name: [torch.empty(0, *item.output.shape)] for item in part.outputs}
     for batch in load(source, teacher.input, batches, workers=workers):
-        for _, outputs in forward.outputs(batch.inputs):
+        for _, outputs in forward.outputs(forward.augmented(batch, views.augmentation if views else None).inputs):
             for name, values in found.items():
                 values.append(outputs[name].float().cpu())
     return {name: torch.cat(values) for name, values in found.items()}

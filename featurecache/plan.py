@@ -4,7 +4,10 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from featurecache.augment import Augmentation
+from featurecache.draw import views_identity
 from featurecache.encodings import Encoding, make_encoding
 from featurecache.errors import UnknownNameError, UsageError
 from featurecache.fingerprint import hash_json
@@ -15,7 +18,7 @@ from featurecache.store.layout import FORMAT, REASON, RESERVED_NAMES, VALID, Enc
 from featurecache.teachers.base import Teacher
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["SHARED_ARRAYS", "plan_part"]
+__all__ = ["SHARED_ARRAYS", "more_views", "plan_part"]
 
 SHARED_ARRAYS = (VALID, REASON, ArraySpec("input_hash", "uint64"))
 """What every teacher's part has besides its outputs."""
@@ -30,8 +33,15 @@ def plan_part(
     encode: Mapping[str, str] | None = None,
     temperatures: Sequence[float] = (1.0, 2.0, 4.0),
     precision: str = "float32",
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    views: tuple[int, int] = (0, 1),
 ) -> PartSpec:
-    """The part that this teacher's outputs over this source will be. Raises UsageError for what does not fit."""
+    """The part that this teacher's outputs over this source, in views [first, stop), will be.
+
+    View 0 is the plain one; the others are those that the augmentation draws with the seed. Raises UsageError for what
+    does not fit.
+    """
     if teacher.input.modality != source.modality:
         raise UsageError(f"{teacher.name} takes {teacher.input.modality}s, and the data are {source.modality}s")
     if precision not in PRECISIONS:
@@ -44,18 +54,36 @@ def plan_part(
         kind="teacher",
         split=split,
         rows=len(source),
-        views=(0, 1),
+        views=views,
         identity={
             "format": FORMAT,
             "kind": "teacher",
             "data": rows_identity(source),
             **what,
             "encodings": {name: encoding.spec for name, encoding in encodings.items()},
-            "views": {"program": "none", "first": 0, "count": 1},
+            "views": views_identity(augmentation if views[1] > 1 else None, seed=seed, views=views),
         },
         arrays=(*(array for encoding in encodings.values() for array in encoding.arrays), *SHARED_ARRAYS),
         outputs=tuple(EncodedOutput(chosen[name], encoding.spec) for name, encoding in encodings.items()),
-        facts={"teacher": teacher.name, "teacher_id": hash_json(what), "input": teacher.input.to_json()},
+        facts={
+            "teacher": teacher.name,
+            "teacher_id": hash_json(what),
+            "input": teacher.input.to_json(),
+            "proof": teacher.input.proof(),
+        },
+        provenance=_provenance(),
+    )
+
+
+def more_views(part: PartSpec, augmentation: Augmentation, *, seed: int, views: tuple[int, int]) -> PartSpec:
+    """What a teacher's part will be in further views [first, stop): the same outputs, kept in the same way."""
+    drawn = views_identity(augmentation, seed=seed, views=views)
+    return replace(
+        part,
+        name=f"{part.name[:54]}.v{views[0]}",
+        views=views,
+        identity={**part.identity, "views": drawn},
+        assets={},
         provenance=_provenance(),
     )
 

@@ -4,16 +4,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from featurecache.errors import IncompleteError
+from featurecache.errors import IdentityError, IncompleteError
 from featurecache.fingerprint import content_hash, key_hash
 from featurecache.sources.base import Source
+from featurecache.sources.decode import image_size
 from featurecache.store.layout import PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.writer import CacheWriter, matching_part
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["ListedContents", "list_rows", "rows_identity", "rows_part"]
+__all__ = ["IMAGE_SIZE", "ListedContents", "list_rows", "rows_identity", "rows_part"]
+
+IMAGE_SIZE = ArraySpec("size", "int32", (2,), ("axis",))
+"""Height and width of each image in pixels, as its header says; 0 where it says nothing."""
 
 
 def rows_identity(source: Source) -> Json:
@@ -43,10 +47,22 @@ class ListedContents:
         if part is None:
             raise IncompleteError(f"the rows of split {split!r} are not listed yet", hint="list_rows does so")
         self._reader = PartReader(objects, part)
+        self._keys = source.keys
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """uint64 (rows,). Raises IncompleteError if some are not listed yet."""
         return self._reader.take(self._reader.part.array("content_hash"), rows)
+
+    def check(self, rows: np.ndarray, found: np.ndarray) -> None:
+        """Raises IdentityError unless the samples of rows (int64) still have the content that was listed.
+
+        `found` is uint64 (rows,).
+        """
+        changed = np.flatnonzero(found != self(rows))
+        if changed.size:
+            key = self._keys[int(rows[changed[0]])]
+            hint = "the data set was changed since this cache was begun: start a new one with another --out"
+            raise IdentityError(f"the bytes of sample {key!r} are not those the cache lists", hint=hint)
 
 
 def rows_part(source: Source, split: str, identity: Json) -> PartSpec:
@@ -64,6 +80,7 @@ def rows_part(source: Source, split: str, identity: Json) -> PartSpec:
             ArraySpec("key_offsets", "int64", (2,), ("bound",)),
             ArraySpec("label", "int32"),
             ArraySpec("content_hash", "uint64"),
+            *([IMAGE_SIZE] if source.modality == "image" else []),
         ),
         facts={"modality": source.modality, "class_names": list(source.class_names)},
     )
@@ -71,7 +88,10 @@ def rows_part(source: Source, split: str, identity: Json) -> PartSpec:
 
 def _rows(source: Source, part: PartSpec, shard: Shard) -> dict[str, np.ndarray]:
     keys = source.keys[shard.start : shard.stop]
-    contents = [content_hash(sample.encoded) for sample in source.iter(shard.start, shard.stop)]
+    contents, sizes = [], []
+    for sample in source.iter(shard.start, shard.stop):
+        contents.append(content_hash(sample.encoded))
+        sizes.append(image_size(sample.encoded) if IMAGE_SIZE in part.arrays else (0, 0))
     first = shard.index * part.rows_per_shard * part.array("key_text").longest
     return {
         "key_hash": np.frombuffer(b"".join(map(key_hash, keys)), np.uint8).reshape(-1, 16),
@@ -79,6 +99,7 @@ def _rows(source: Source, part: PartSpec, shard: Shard) -> dict[str, np.ndarray]
         "key_offsets": _offsets(keys) + first,
         "label": source.labels[shard.start : shard.stop],
         "content_hash": np.array(contents, np.uint64),
+        **({"size": np.array(sizes, np.int32)} if IMAGE_SIZE in part.arrays else {}),
     }
 
 

@@ -11,17 +11,21 @@ from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
 from featurecache.sources import Source
 from featurecache.store.reader import CacheReader
+from featurecache.store.stored_inputs import StoredInputs
 from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
-from pipelines.load import open_samples, open_sealed, open_split, teacher_input
+from pipelines.load import open_inputs, open_sealed, open_split, teacher_input
 from pipelines.recipe import TrainRecipe
-from student.data import CachedData, Joined, join
+from student.alignment import check_augmentation
+from student.data import CachedData
+from student.join import Joined, join
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
 from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
 from student.selection import label_map, labelled_rows, validation_rows
 from student.trainer import TrainSettings
+from student.views import Views
 
 __all__ = ["Rows", "TrainingRun", "build", "open_rows", "try_once"]
 
@@ -34,7 +38,10 @@ class Rows:
 
     reader: CacheReader
     source: Source
+    stored: StoredInputs | None
+    """Where the inputs come from instead, if the cache holds them and no data are named."""
     input: ImageInput | TextInput
+    views: Views
     digest: str
     objective: str
     """The recipe's, or the default for what the cache holds."""
@@ -62,16 +69,22 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
     cache, digest = open_sealed(recipe.cache)
     reader = open_split(cache, recipe.split)
-    source = open_samples(cache, recipe.split, recipe.data)
+    network_input = teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length)
+    source, stored = open_inputs(reader, recipe.data, network_input)
     objective = recipe.objective or _default_objective(reader, source)
     wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
     outputs = tuple(name for name in reader.outputs if name in wanted)
-    joined = join(reader, source, outputs, missing=recipe.missing, max_invalid=recipe.max_invalid)
+    views = _views(recipe, reader.views(outputs))
+    if recipe.check_inputs != "off":
+        check_augmentation(reader, outputs, views=views.count)
+    joined = join(reader, source, outputs, views=views.count, missing=recipe.missing, max_invalid=recipe.max_invalid)
     logits = reader.outputs.get("logits")
     return Rows(
         reader=reader,
         source=source,
-        input=teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length),
+        stored=stored,
+        input=network_input,
+        views=views,
         digest=digest,
         objective=objective,
         outputs=outputs,
@@ -94,6 +107,9 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     chosen = device or default_device()
     loading = {
         "outputs": rows.outputs,
+        "views": rows.views,
+        "stored": rows.stored,
+        "check_inputs": recipe.check_inputs,
         "bank_rows": objective.bank_rows,
         "shuffle": recipe.shuffle,
         "device": chosen,
@@ -108,6 +124,17 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     if not len(training):
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
     return TrainingRun(student, objective, training, validation, _settings(recipe, training))
+
+
+def _views(recipe: TrainRecipe, stored: int) -> Views:
+    """Raises UsageError for more views than the cache holds, or batches too small for them."""
+    if (recipe.views or 1) > stored:
+        hint = f"add some with `fc extend {recipe.cache} --views {recipe.views}`, or ask for fewer"
+        raise UsageError(f"the cache holds {stored} views of each sample, not {recipe.views}", hint=hint)
+    if recipe.views_per_sample > recipe.batch_size:
+        message = f"{recipe.views_per_sample} views of a sample do not fit into batches of {recipe.batch_size}"
+        raise UsageError(message, hint="raise --batch-size")
+    return Views(recipe.views or stored, recipe.views_per_sample)
 
 
 def try_once(run: TrainingRun) -> None:
@@ -148,6 +175,7 @@ def _data(
         samples=joined.samples[chosen],
         labels=labels[chosen],
         rows=joined.rows[chosen],
+        sample_of=joined.sample_of,
         reader=rows.reader,
         **loading,
     )

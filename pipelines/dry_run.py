@@ -3,7 +3,8 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from featurecache.sources import Source
 from featurecache.types import Json
 from pipelines.describe import output_text
 from pipelines.events import Message, Run
+from pipelines.fill import Lesson, SplitPlan
 from pipelines.space import Need, check_space, existing_folder, need_of
 
 if TYPE_CHECKING:
     from featurecache.background import Rows
     from featurecache.extract import Encoded
+    from featurecache.frames import Frames
     from featurecache.loader import Loaded
     from featurecache.store.layout import PartSpec
     from featurecache.store.objects import LocalObjects
@@ -39,25 +42,18 @@ _ADVICE = {
 
 
 def estimate(
-    network: "Teacher",
-    sources: Mapping[str, Source],
-    parts: "Mapping[str, PartSpec]",
-    objects: "LocalObjects",
-    loading: Callable[[Source], dict[str, Any]],
+    plans: Sequence[SplitPlan], objects: "LocalObjects", options: Callable[[Source], dict[str, Any]]
 ) -> Run[Json]:
-    """Facts about the extraction that these arguments would begin or go on with; `loading` as of `extract`.
+    """Facts about what these plans would begin or go on with; `options` are those of `extract` for a source.
 
-    Only what is missing is counted. Raises what the extraction itself would refuse, and DiskFullError if what is
-    missing is larger than what is free.
+    Only what is missing is counted. Raises DiskFullError if it is larger than what is free.
     """
-    from featurecache.extract import assets_of
-
-    parts = yield from _decided(network, sources, parts, objects, loading)
-    need = need_of(objects, sources, parts, assets_of(network))
+    plans = yield from _decided(plans, objects, options)
+    need = need_of(objects, plans)
     facts = {
         "cache": str(objects.root),
-        "teacher": network.name,
-        "splits": {split: _split_facts(need, part) for split, part in parts.items()},
+        "teacher": ", ".join(dict.fromkeys(lesson.network.name for plan in plans for lesson in plan.lessons)),
+        "splits": {plan.name: _split_facts(need, plan) for plan in plans if plan.lessons},
         "bytes_by_array": need.arrays,
         "missing": sum(need.rows.values()),
         "files": need.files,
@@ -66,53 +62,55 @@ def estimate(
     }
     if not facts["missing"]:
         return {**facts, "hours": 0.0}
-    split = max(need.rows, key=lambda name: need.rows[name])
-    options = loading(sources[split])
-    rates = yield from _rates(network, sources[split], parts[split], objects, options)
-    return {**facts, **_verdict(rates, sum(need.rows.values()), ahead=options["workers"] > 0)}
+    largest = max(plans, key=lambda plan: need.rows.get(plan.name, 0))
+    rates = yield from _rates(largest.source, largest.lessons[0], objects, options(largest.source))
+    chosen = options(largest.source)
+    return {**facts, **_verdict(rates, sum(need.rows.values()), ahead=chosen["workers"] > 0)}
 
 
 def _decided(
-    network: "Teacher",
-    sources: Mapping[str, Source],
-    parts: "Mapping[str, PartSpec]",
-    objects: "LocalObjects",
-    loading: Callable[[Source], dict[str, Any]],
-) -> "Run[dict[str, PartSpec]]":
-    """The parts as they stand or will be made: what "int8" is, and its scales, need a sample of rows."""
-    from featurecache.measure import measured_part
-    from featurecache.store.writer import matching_part
+    plans: Sequence[SplitPlan], objects: "LocalObjects", options: Callable[[Source], dict[str, Any]]
+) -> Run[list[SplitPlan]]:
+    """The plans with parts as they stand or will be made: what "int8" is, and its scales, need a sample of rows.
 
-    decided = {}
-    for split, part in parts.items():
-        standing = matching_part(objects, split, "teacher", part.identity)
-        if standing is None and any(item.encoding in ("int8", "int8:column") for item in part.outputs):
-            yield Message(f"choosing encodings on a sample of {split}")
-            standing = measured_part(network, sources[split], part, **loading(sources[split]))
-        decided[split] = standing or part
+    They are taken from the plain view here, since no view is drawn yet.
+    """
+    from featurecache.measure import measured_part
+    from featurecache.store.writer import find_part
+
+    decided = []
+    for plan in plans:
+        lessons = []
+        for lesson in plan.lessons:
+            standing = find_part(objects, plan.name, "teacher", lesson.part.identity)
+            is_open = any(item.encoding in ("int8", "int8:column") for item in lesson.part.outputs)
+            if standing is None and is_open and not lesson.is_measured:
+                yield Message(f"choosing encodings on a sample of {plan.name}")
+                standing = measured_part(lesson.network, plan.source, lesson.part, **options(plan.source))
+            lessons.append(replace(lesson, part=standing or lesson.part))
+        decided.append(replace(plan, lessons=lessons))
     return decided
 
 
-def _split_facts(need: Need, part: "PartSpec") -> Json:
+def _split_facts(need: Need, plan: SplitPlan) -> Json:
+    parts = [lesson.part for lesson in plan.lessons]
     return {
-        "rows": part.rows,
-        "missing": need.rows[part.split],
+        "rows": len(plan.source),
+        "missing": need.rows[plan.name],
         "invalid": "not known before the teacher has run",
-        "outputs": {item.output.name: output_text(part, item) for item in part.outputs},
+        "outputs": {item.output.name: output_text(part, item) for part in parts for item in part.outputs},
     }
 
 
-def _rates(
-    network: "Teacher", source: Source, part: "PartSpec", objects: "LocalObjects", options: dict[str, Any]
-) -> Run[dict[str, float]]:
-    """Rows per second of decoding, the teacher and writing, each alone."""
+def _rates(source: Source, lesson: Lesson, objects: "LocalObjects", options: dict[str, Any]) -> Run[dict[str, float]]:
+    """Rows per second of decoding, the teacher and writing, each alone; a row in several views is several."""
     from featurecache.extract import Encoded, assets_of
     from featurecache.forward import Forward, rows_at_once
     from featurecache.store.objects import LocalObjects
     from featurecache.store.writer import CacheWriter
 
-    batch_rows = rows_at_once(source.modality, options["batch_size"])
-    batches = _batches(objects, part, batch_rows)
+    network, part = lesson.network, lesson.part
+    batches = _batches(objects, part, rows_at_once(source.modality, options["batch_size"]))
     loaded: list[Loaded] = []
     yield Message(f"timing {len(batches)} batches of {len(batches[0])} rows")
     decoding = _rate(_decode(network, source, batches, options["workers"], loaded))
@@ -123,28 +121,35 @@ def _rates(
         precision=part.identity["precision"],
     )
     with _scratch_folder(objects.root) as folder:
-        writer = CacheWriter(LocalObjects(folder), part, assets=assets_of(network))
+        writer = CacheWriter(LocalObjects(folder), part, assets=assets_of(network.input))
         encoded: list[Rows] = []
         teaching = _rate(_teach(Encoded(forward, writer), loaded, encoded))
         writing = _writing_rate(writer, encoded)
     return {"decoding": decoding, "the teacher": teaching, "writing": writing}
 
 
-def _batches(objects: "LocalObjects", part: "PartSpec", batch_rows: int) -> list[np.ndarray]:
-    """The first batches of row numbers that an extraction would do; the same again where there are too few."""
-    from featurecache.store.commit import pending_shards
+def _batches(objects: "LocalObjects", part: "PartSpec", batch_frames: int) -> "list[Frames]":
+    """The first batches that an extraction would do, the same again where there are too few.
+
+    Random views are not drawn yet: the plain one stands for each, which takes as long to make, but for its colours.
+    """
+    from featurecache.extract import VIEWS_AT_ONCE
+    from featurecache.frames import Frames
+    from featurecache.store.commit import pending_groups
 
     each = (
-        np.arange(start, min(start + batch_rows, shard.stop))
-        for shard in pending_shards(objects, part)
-        for start in range(shard.start, shard.stop, batch_rows)
+        Frames.of(np.arange(start, min(start + step, group[0].stop)), np.zeros((rows, len(group), 0), np.float32))
+        for group in pending_groups(objects, part, VIEWS_AT_ONCE)
+        for step in [max(batch_frames // len(group), 1)]
+        for start in range(group[0].start, group[0].stop, step)
+        for rows in [min(step, group[0].stop - start)]
     )
     first = list(itertools.islice(each, _WARM_UP + _TIMED))
     return list(itertools.islice(itertools.cycle(first), _WARM_UP + _TIMED))
 
 
 def _decode(
-    network: "Teacher", source: Source, batches: list[np.ndarray], workers: int, loaded: "list[Loaded]"
+    network: "Teacher", source: Source, batches: "list[Frames]", workers: int, loaded: "list[Loaded]"
 ) -> Iterator[int]:
     """Rows of each batch that was decoded; the first few batches are kept in `loaded`."""
     from featurecache.loader import load
@@ -152,7 +157,7 @@ def _decode(
     for batch in load(source, network.input, batches, workers=workers, hash_inputs=True):
         if len(loaded) < _KEPT:
             loaded.append(batch)
-        yield len(batch.rows)
+        yield len(batch.frames)
 
 
 def _teach(encoded_by: "Encoded", loaded: "list[Loaded]", encoded: "list[Rows]") -> Iterator[int]:
@@ -160,8 +165,8 @@ def _teach(encoded_by: "Encoded", loaded: "list[Loaded]", encoded: "list[Rows]")
     for batch in itertools.islice(itertools.cycle(loaded), _WARM_UP + _TIMED):
         rows = encoded_by(batch)()
         if len(encoded) < len(loaded):
-            encoded.append(rows)
-        yield len(batch.rows)
+            encoded += rows
+        yield len(batch.frames)
 
 
 def _rate(steps: Iterable[int]) -> float:

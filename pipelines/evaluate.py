@@ -50,7 +50,7 @@ def evaluate_run(
     kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
     or outputs are missing. Raises UsageError, SourceError.
     """
-    from pipelines.load import has_outputs, open_samples, open_split
+    from pipelines.load import has_outputs, open_split
     from student.evaluate import compare, run_student
     from student.export import load_student
 
@@ -65,7 +65,7 @@ def evaluate_run(
     outside, is_fair = judged != recipe["split"], True
     reader = open_split(opened, judged)
     names = _targets(reader, facts["targets"])
-    held_out = _open(student, reader, names, open_samples(opened, judged, given), loading)
+    held_out = _open(student, reader, names, given, loading)
     _check_classes(held_out.source, facts["class_names"])
     if not outside:
         held_out = _part(held_out, recipe["validation"], validation=True)
@@ -88,7 +88,7 @@ def evaluate_run(
 
     learned_from = open_split(opened, recipe["split"])
     bank_names = _targets(learned_from, facts["targets"])
-    bank = _open(student, learned_from, bank_names, open_samples(opened, recipe["split"], given), loading)
+    bank = _open(student, learned_from, bank_names, given, loading)
     bank = _part(bank, recipe["validation"], validation=False)
     stored = bank_names.get("embedding")
     yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, stored=stored)
@@ -133,10 +133,17 @@ def _unseen(data: "CachedData", reader: "CacheReader", names: Mapping[str, str])
 
 
 def _open(
-    student: "Student", reader: "CacheReader", names: Mapping[str, str], source: Source, loading: _Loading
+    student: "Student",
+    reader: "CacheReader",
+    names: Mapping[str, str],
+    data: Sequence[str] | None,
+    loading: _Loading,
 ) -> "CachedData":
-    from student.data import CachedData, join
+    from pipelines.load import open_inputs
+    from student.data import CachedData
+    from student.join import join
 
+    source, stored = open_inputs(reader, data, student.backbone.input)
     joined = join(reader, source, list(names.values()), missing="skip", max_invalid=loading.max_invalid)
     return CachedData(
         source,
@@ -144,7 +151,9 @@ def _open(
         samples=joined.samples,
         labels=joined.labels,
         rows=joined.rows,
+        sample_of=joined.sample_of,
         reader=reader,
+        stored=stored,
         device=loading.device,
         workers=loading.workers,
     )

@@ -1,24 +1,26 @@
 """`fc extract`: a teacher and a data set in, a sealed cache out."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.errors import UsageError
 from featurecache.sources import Source, is_remote, location, open_data
 from featurecache.types import Json
 from pipelines.describe import count_invalid
 from pipelines.dry_run import estimate
-from pipelines.events import Advance, Message, Run, default_device, default_workers
+from pipelines.events import Message, Run
+from pipelines.fill import EVALUATION_SPLITS, Lesson, SplitPlan, fill, loading
 from pipelines.space import check_space, need_of
 
 if TYPE_CHECKING:
-    from featurecache.extract import Progress
-    from featurecache.store.layout import PartSpec
+    from featurecache.augment import Augmentation
     from featurecache.store.objects import LocalObjects
+    from featurecache.teachers import Teacher
 
-__all__ = ["extract_cache"]
+__all__ = ["augmentation_of", "extract_cache"]
 
 
 def extract_cache(
@@ -30,6 +32,10 @@ def extract_cache(
     outputs: Sequence[str] | None = None,
     encode: Mapping[str, str] | None = None,
     temperatures: Sequence[float] = (1.0, 2.0, 4.0),
+    views: int = 1,
+    augment: str | None = None,
+    seed: int = 0,
+    store_inputs: int | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | None = None,
@@ -44,17 +50,16 @@ def extract_cache(
 ) -> Run[Json]:
     """Run the teacher once over every split and seal the cache; run again after an interruption, it goes on.
 
-    `teacher_options` are those of `load_teacher` (weights, img_size, crop_pct, max_length, pool, model_kwargs,
-    trust_remote_code). Returns a summary: cache, digest, teacher, seconds, and for each split its rows and the invalid
-    ones by reason; with `dry_run`, which writes nothing, the facts of `estimate`. Raises UsageError, IdentityError if
-    the cache was made from something else, DiskFullError, also before anything is written if there is no room.
+    `views` is the plain view and views - 1 that `augment` draws with `seed`; val and test have the plain view alone.
+    `store_inputs` keeps images at so many pixels a side; tokens of texts are always kept. `teacher_options` are those
+    of `load_teacher` (weights, img_size, crop_pct, max_length, pool, model_kwargs, trust_remote_code). Returns a
+    summary: cache, digest, teacher, seconds, and for each split its rows, views and the invalid ones by reason; with
+    `dry_run`, which writes nothing, the facts of `estimate`. Raises UsageError, IdentityError if the cache was made
+    from something else, DiskFullError, also before anything is written if there is no room.
     """
-    from featurecache.extract import assets_of, extract
-    from featurecache.measure import measured_part
-    from featurecache.plan import plan_part
     from featurecache.store.objects import LocalObjects
     from featurecache.store.seals import seal
-    from featurecache.store.writer import create_cache, matching_part
+    from featurecache.store.writer import create_cache
     from featurecache.teachers import load_teacher, resolve_name
 
     began = time.monotonic()
@@ -66,60 +71,92 @@ def extract_cache(
     weights = f", weights {given}" if (given := teacher_options.get("weights")) else ""
     yield Message(f"teacher {_resolved(teacher, resolve_name(teacher))}{weights}")
     network = load_teacher(teacher, modality=next(iter(sources.values())).modality, **teacher_options)
-    plan: dict[str, Any] = {"outputs": outputs, "encode": encode, "temperatures": temperatures, "precision": precision}
-    parts = {split: plan_part(network, source, split, **plan) for split, source in sources.items()}
-    loading = partial(_loading, device=device, workers=workers, batch_size=batch_size)
+    augmentation = augmentation_of(augment, views, network)
+    lesson: dict[str, Any] = {
+        "outputs": outputs,
+        "encode": encode,
+        "temperatures": temperatures,
+        "precision": precision,
+        "augmentation": augmentation,
+        "seed": seed,
+    }
+    plans = [
+        _plan(network, source, split, views=1 if split in EVALUATION_SPLITS else views, size=store_inputs, **lesson)
+        for split, source in sources.items()
+    ]
+    if augmentation and all(split in EVALUATION_SPLITS for split in sources):
+        raise UsageError(
+            f"{', '.join(sources)} have the plain view alone", hint="leave out --views, or name a train=DATA"
+        )
+    options = partial(loading, device=device, workers=workers, batch_size=batch_size)
     objects = LocalObjects(out)
+    _refuse_others(objects, plans)
     if dry_run:
-        return (yield from estimate(network, sources, parts, objects, loading))
-    check_space(need_of(objects, sources, parts, assets_of(network)), objects)
+        return (yield from estimate(plans, objects, options))
+    check_space(need_of(objects, plans), objects)
     create_cache(out, source={"data": location(data), "limit": limit, **columns})
-    yield from _list(objects, sources, parts)
-    for split, source in sources.items():
-        part = parts[split]
-        if matching_part(objects, split, "teacher", part.identity) is None:
-            yield Message(f"measuring what the encodings of {split} cost")
-            part = measured_part(network, source, part, **loading(source))
-        yield from _followed(extract(network, source, objects, part, **loading(source)), f"extract {split}")
+    yield from fill(objects, plans, options)
     sealed = seal(objects)
     return {
         "cache": str(out),
         "digest": sealed.digest,
         "teacher": network.name,
         "seconds": round(time.monotonic() - began, 1),
-        "splits": {split: _count(objects, parts[split].identity, split) for split in sources},
+        "splits": {plan.name: _count(objects, plan.lessons[0].part.identity, plan.name) for plan in plans},
     }
 
 
-def _loading(source: Source, *, device: str | None, workers: int | None, batch_size: int) -> dict[str, Any]:
-    """Options of `extract` for a split."""
-    chosen = device or default_device()
-    loaders = default_workers(chosen) if workers is None else workers
-    # starting processes for a few samples takes longer than decoding them
-    return {"batch_size": batch_size, "workers": loaders if len(source) > 256 else 0, "device": chosen}
+def augmentation_of(augment: str | None, views: int, network: "Teacher") -> "Augmentation | None":
+    """What draws views 1 and on for a teacher: None where there is view 0 alone. Raises UsageError."""
+    from featurecache.augment import find_augmentation
+    from featurecache.draw import mask_of
+    from featurecache.inputs import TextInput
+
+    if views == 1:
+        if augment not in (None, "none"):
+            raise UsageError(f"--augment {augment} makes no difference to view 0", hint="ask for more with --views 8")
+        return None
+    if isinstance(network.input, TextInput):
+        if augment not in (None, "mask"):
+            raise UsageError(f"--augment {augment} is not for texts", hint="their views are those of --augment mask")
+        return mask_of(network.input)
+    return find_augmentation(augment or "standard")
 
 
-def _list(objects: "LocalObjects", sources: Mapping[str, Source], parts: "Mapping[str, PartSpec]") -> Run[None]:
-    """Write the rows of every split, once nothing that stands there speaks against it. Raises IdentityError."""
-    from featurecache.rows import list_rows, rows_identity
-    from featurecache.store.writer import matching_part
+def _plan(
+    network: "Teacher", source: Source, split: str, *, views: int, size: int | None, seed: int, **lesson: Any
+) -> SplitPlan:
+    """What one split is to hold."""
+    from featurecache.draw import plan_views
+    from featurecache.plan import plan_part
+    from featurecache.store_inputs import plan_inputs
 
-    for split, source in sources.items():
-        matching_part(objects, split, "rows", rows_identity(source))
-        matching_part(objects, split, "teacher", parts[split].identity)
-    for split, source in sources.items():
-        for shard in list_rows(source, objects, split):
-            yield Advance(f"list {split}", shard.stop, len(source))
+    if size is not None and source.modality == "text":
+        raise UsageError("--store-inputs is for images", hint="the tokens of texts are always stored")
+    part = plan_part(network, source, split, views=(0, views), seed=seed, **lesson)
+    stores = source.modality == "text" or size is not None
+    drawn = [plan_views(source, split, lesson["augmentation"], seed=seed, views=(1, views))] if views > 1 else []
+    return SplitPlan(
+        split,
+        source,
+        lessons=[Lesson(network, part)],
+        inputs=plan_inputs(source, split, network.input, size=size) if stores else None,
+        network_input=network.input,
+        views=drawn,
+        augmentation=lesson["augmentation"],
+    )
 
 
-def _followed(run: "Iterator[Progress]", stage: str) -> Run[None]:
-    has_waited = False
-    for progress in run:
-        if progress.is_waiting and not has_waited:
-            has_waited = True
-            yield Message("another extraction is at work on the rows that are left: waiting for it")
-        facts = {"invalid": sum(progress.invalid.values())} if progress.invalid else {}
-        yield Advance(stage, progress.done, progress.total, facts=facts, until_safe=progress.until_safe)
+def _refuse_others(objects: "LocalObjects", plans: Sequence[SplitPlan]) -> None:
+    """Raises IdentityError where something stands that speaks against a plan."""
+    from featurecache.rows import rows_identity
+    from featurecache.store.writer import is_cache, matching_part
+
+    is_cache(objects)
+    for plan in plans:
+        matching_part(objects, plan.name, "rows", rows_identity(plan.source))
+        for lesson in plan.lessons:
+            matching_part(objects, plan.name, "teacher", lesson.part.identity)
 
 
 def _resolved(given: str, full: str) -> str:
@@ -133,4 +170,5 @@ def _count(objects: "LocalObjects", identity: Json, split: str) -> Json:
     part = matching_part(objects, split, "teacher", identity)
     assert part is not None
     invalid = count_invalid(read_records(objects, part).values())
-    return {"rows": part.rows, "part": part.prefix, "invalid": invalid}
+    first, stop = part.views or (0, 1)
+    return {"rows": part.rows, "views": stop - first, "part": part.prefix, "invalid": invalid}

@@ -13,8 +13,9 @@ from featurecache.types import Json
 if TYPE_CHECKING:
     from featurecache.store.layout import PartSpec
     from featurecache.store.reader import Cache, CacheReader
+    from featurecache.store.stored_inputs import StoredInputs
 
-__all__ = ["has_outputs", "open_samples", "open_sealed", "open_split", "teacher_input"]
+__all__ = ["has_outputs", "open_inputs", "open_samples", "open_sealed", "open_split", "teacher_input"]
 
 
 _COLUMNS = ("text_column", "label_column", "id_column", "image_column")
@@ -65,6 +66,21 @@ def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) 
             raise
         message = f"the samples are not where the cache says they were: {error.message}"
         raise SourceError(message, hint="say where they are now with --data") from error
+
+
+def open_inputs(
+    reader: "CacheReader", data: Sequence[str] | None, network_input: ImageInput | TextInput
+) -> "tuple[Source, StoredInputs | None]":
+    """What a student is shown: inputs that the cache holds, unless `data` are named or it needs others, or samples.
+
+    Raises SourceError.
+    """
+    from featurecache.store.stored_inputs import ListedSource
+
+    stored = None if data else reader.stored_inputs
+    if stored is not None and stored.accepts(network_input):
+        return ListedSource(reader), stored
+    return open_samples(reader.cache, reader.split, data), None
 
 
 def teacher_input(

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from featurecache.errors import UsageError
 from featurecache.types import Json
+
+CheckInputs: TypeAlias = Literal["all", "sample", "off"]
+"""As `student.alignment.CheckInputs`, which imports torch."""
 
 __all__ = ["TrainRecipe"]
 
@@ -49,6 +52,12 @@ class TrainRecipe:
     """Part of the rows, chosen by key, that is held out for validation."""
     labels: int | None = None
     """How many labels may be seen, chosen by key; all by default."""
+    views: int | None = None
+    """The first so many views of each sample, the plain one among them; by default all that the cache holds."""
+    views_per_sample: int = 1
+    """How many of them in one batch, made of one decoding; an epoch shows each sample that often."""
+    check_inputs: CheckInputs = "sample"
+    """Whether samples are what the teacher saw: bytes and pixels of all, pixels of some, or nothing is compared."""
     missing: Literal["refuse", "skip"] = "refuse"
     """What to do with samples that the cache does not have."""
     max_invalid: float = 0.01
@@ -69,7 +78,8 @@ class TrainRecipe:
             raise UsageError("training needs more than 0 epochs, or at least 1 step")
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed} is too large", hint="it must be below 2**63")
-        least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2}
+        least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2, "views": 1}
+        least |= {"views_per_sample": 1}
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}", hint=f"it is at least {smallest}")
@@ -77,6 +87,9 @@ class TrainRecipe:
             raise UsageError(f"--missing is {self.missing!r}", hint="write refuse or skip")
         if self.shuffle not in ("auto", "global", "blocks"):
             raise UsageError(f"--shuffle is {self.shuffle!r}", hint="write auto, global or blocks")
+
+        if self.check_inputs not in ("all", "sample", "off"):
+            raise UsageError(f"--check-inputs is {self.check_inputs!r}", hint="write all, sample or off")
 
     def to_json(self) -> Json:
         """All fields, as recipe.json keeps them."""

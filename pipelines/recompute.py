@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featurecache.store.reader import CacheReader
     from featurecache.teachers.base import Teacher
 
-__all__ = ["Recomputation", "prepare", "recompute"]
+__all__ = ["Recomputation", "load_again", "prepare", "recompute"]
 
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.99
@@ -74,7 +74,7 @@ def prepare(
             raise IdentityError(f"the samples of {split} are not those the cache lists", hint="check --data")
         for part in [part.part for part in reader.teachers.values()]:
             made_by = part.facts["teacher_id"]
-            networks[made_by] = networks.get(made_by) or _load(part, teacher, weights, model_kwargs)
+            networks[made_by] = networks.get(made_by) or load_again(part, teacher, weights, model_kwargs)
             found.append(Recomputation(reader, source, part, networks[made_by]))
     return found
 
@@ -91,7 +91,7 @@ def recompute(prepared: Sequence[Recomputation], rows: int, *, device: str | Non
     return found
 
 
-def _load(
+def load_again(
     part: "PartSpec", teacher: str | None, weights: str | None, model_kwargs: Mapping[str, Any] | None
 ) -> "Teacher":
     """The teacher behind a part. Raises IdentityError if it is another one, TeacherError."""

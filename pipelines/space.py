@@ -1,20 +1,26 @@
 """What an extraction has still to write: bytes of every array, files, and whether the disk has room for them."""
 
+import contextlib
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.errors import DiskFullError
 from featurecache.sources import Source
+from pipelines.fill import SplitPlan
 
 if TYPE_CHECKING:
     from featurecache.store.layout import PartSpec, Shard
     from featurecache.store.objects import LocalObjects
 
 __all__ = ["Need", "check_space", "existing_folder", "need_of"]
+
+
+_COUNTED_TEXTS = 64
+"""Texts that tell how many tokens one has."""
 
 
 @dataclass(slots=True)
@@ -36,31 +42,33 @@ class Need:
         return sum(size for arrays in self.arrays.values() for size in arrays.values()) + self.assets
 
 
-def need_of(
-    objects: "LocalObjects",
-    sources: Mapping[str, Source],
-    parts: "Mapping[str, PartSpec]",
-    assets: Mapping[str, bytes],
-) -> Need:
-    """What the rows and the teacher's part of every split still need; exact if nothing else is writing there.
+def need_of(objects: "LocalObjects", plans: Sequence[SplitPlan]) -> Need:
+    """What all parts of the plans still need; exact if nothing else is writing there, but for the tokens of texts.
 
     Raises UsageError if something else than a cache stands there, IdentityError for a cache of something else.
     """
+    from featurecache.extract import assets_of
     from featurecache.rows import rows_identity, rows_part
     from featurecache.store.commit import pending_shards
     from featurecache.store.seals import latest_seal
-    from featurecache.store.writer import is_cache, matching_part
+    from featurecache.store.writer import find_part, is_cache, matching_part
 
     is_cache(objects)
     need = Need(files=sum(not objects.exists(key) for key in ("cache.json", "zarr.json")))
-    for split, source in sources.items():
-        identity = rows_identity(source)
-        listed = matching_part(objects, split, "rows", identity) or rows_part(source, split, identity)
-        taught = matching_part(objects, split, "teacher", parts[split].identity) or parts[split]
-        need.files += not objects.exists(f"{split}/zarr.json")
-        _add(need, objects, listed, source, {})
-        _add(need, objects, taught, source, assets)
-        need.rows[split] = sum(shard.rows for shard in pending_shards(objects, taught))
+    for plan in plans:
+        identity = rows_identity(plan.source)
+        listed = matching_part(objects, plan.name, "rows", identity) or rows_part(plan.source, plan.name, identity)
+        need.files += not objects.exists(f"{plan.name}/zarr.json")
+        _add(need, objects, listed, plan, {})
+        tokenizer = assets_of(plan.network_input) if plan.network_input else {}
+        others = [(plan.inputs, tokenizer)] if plan.inputs else []
+        lessons = [(lesson.part, assets_of(lesson.network.input)) for lesson in plan.lessons]
+        for part, assets in [*others, *((part, {}) for part in plan.views), *lessons]:
+            standing = find_part(objects, plan.name, part.kind, part.identity) or part
+            _add(need, objects, standing, plan, assets)
+            if part.kind == "teacher":
+                missing = sum(shard.rows for shard in pending_shards(objects, standing))
+                need.rows[plan.name] = need.rows.get(plan.name, 0) + missing
     if need.files or latest_seal(objects) is None:
         need.files += 1
     return need
@@ -81,30 +89,47 @@ def existing_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def _add(need: Need, objects: "LocalObjects", part: "PartSpec", source: Source, assets: Mapping[str, bytes]) -> None:
+def _add(need: Need, objects: "LocalObjects", part: "PartSpec", plan: SplitPlan, assets: Mapping[str, bytes]) -> None:
     from featurecache.store.commit import pending_shards
 
     if not objects.exists(f"{part.prefix}/part.json"):
         need.files += 2 + len(part.arrays) + len(assets)  # part.json, and zarr.json of the part and of each array
         need.assets += sum(map(len, assets.values()))
     sizes = dict.fromkeys((array.name for array in part.arrays), 0)
+    tokens = _tokens_each(plan) if part.kind == "inputs" and plan.source.modality == "text" else 0.0
     for shard in pending_shards(objects, part):
         need.files += 1 + len(part.arrays)
-        for name, size in _shard_sizes(part, shard, source).items():
+        for name, size in _shard_sizes(part, shard, plan.source, tokens).items():
             sizes[name] += size
     need.arrays[part.prefix] = sizes
 
 
-def _shard_sizes(part: "PartSpec", shard: "Shard", source: Source) -> dict[str, int]:
-    """Bytes of the file of each array."""
+def _shard_sizes(part: "PartSpec", shard: "Shard", source: Source, tokens: float) -> dict[str, int]:
+    """Bytes of the file of each array, for so many tokens a text."""
     from featurecache.store.layout import inner_rows, shard_bytes
 
     step, sizes = part.rows_per_shard, {}
     for array in part.arrays:
         inner = inner_rows(array, step)
         chunks = math.ceil(shard.rows / inner)
-        if array.longest:  # the keys, which are end to end
-            elements = sum(len(key.encode()) for key in source.keys[shard.start : shard.stop])
-            chunks = max(math.ceil(elements / (inner * array.longest)), 1)
+        if array.longest:  # rows of all lengths, end to end
+            keys = source.keys[shard.start : shard.stop] if part.kind == "rows" else ()
+            elements = sum(len(key.encode()) for key in keys) or shard.rows * tokens
+            chunks = min(max(math.ceil(elements / (inner * array.longest)), 1), step // inner)
         sizes[array.name] = shard_bytes(array, step, chunks)
     return sizes
+
+
+def _tokens_each(plan: SplitPlan) -> float:
+    """How many tokens a text has, the mean of a few."""
+    from featurecache.errors import BadSampleError
+    from featurecache.inputs import TextInput
+    from featurecache.sources.decode import decode
+
+    network_input = plan.network_input
+    assert isinstance(network_input, TextInput)
+    lengths = [0]
+    for row in range(0, len(plan.source), max(len(plan.source) // _COUNTED_TEXTS, 1)):
+        with contextlib.suppress(BadSampleError):
+            lengths.append(len(network_input.read(decode(plan.source[row], "text"))))
+    return sum(lengths) / max(len(lengths) - 1, 1)

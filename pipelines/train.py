@@ -47,6 +47,11 @@ def train_student(
         built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
     run = RunDir.create(path, _record(given, rows, built), resume=resume)
     yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
+    if rows.stored is not None:
+        what = f"images of {rows.stored.size} pixels" if rows.stored.modality == "image" else "tokens"
+        yield Message(f"inputs come from the cache, as {what}; --data would read the samples themselves")
+    if rows.views.count > 1:
+        yield Message(f"{rows.views.count} views of each sample, {rows.views.per_sample} in each epoch")
     if built.training.shuffle == "blocks":
         yield Message("rows are shuffled in groups of blocks, and read one group ahead: not all need fit in memory")
     if resume and run.is_finished():
@@ -92,6 +97,7 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
         "steps": built.settings.steps,
         "learning_rate": built.settings.learning_rate,
         "shuffle": built.training.shuffle,
+        "views": rows.views.count,
     }
 
 

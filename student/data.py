@@ -1,5 +1,6 @@
-"""Cached targets and a source's inputs, joined by key into training batches."""
+"""Cached targets and the inputs they belong to, joined into training batches."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,78 +9,24 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from featurecache.errors import FeatureCacheError, IdentityError, UsageError
+from featurecache.augment import Augmentation, ImageAugmentation
+from featurecache.errors import FeatureCacheError
+from featurecache.frames import Frames
 from featurecache.inputs import Input, Inputs
-from featurecache.loader import Loaded, load
+from featurecache.loader import Finished, Loaded, finish, load
 from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
+from featurecache.store.stored_inputs import StoredInputs
 from featurecache.types import NO_LABEL, SparseLogits
-from student.objectives.base import Batch
+from student.alignment import Alignment, CheckInputs
+from student.objectives.base import Batch, Mix
 from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
+from student.views import PLAIN, Views
 
-__all__ = ["CachedData", "Joined", "TrainingData", "join"]
+__all__ = ["CachedData", "TrainingData"]
 
 _BANK = 1
 """Keeps the draws of the bank apart from those of the order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """How the samples of a source meet the rows of a cache."""
-
-    rows: np.ndarray
-    """int64: usable rows of the cache, ascending."""
-    samples: np.ndarray
-    """int64: the source's index of each usable row."""
-    labels: np.ndarray
-    """int64: the source's label of each usable row, NO_LABEL where there is none."""
-    invalid: int
-    """Rows left out because the teacher has no output for them."""
-    missing: int
-    """Samples of the source that the cache does not have."""
-    changed_labels: int
-    """Rows whose label in the source is not the one in the cache; the source's wins."""
-
-
-def join(
-    reader: CacheReader,
-    source: Source,
-    outputs: Sequence[str],
-    *,
-    missing: Literal["refuse", "skip"] = "refuse",
-    max_invalid: float = 0.01,
-) -> Joined:
-    """Match a source to a cache by key, never by position, and leave out rows without valid outputs.
-
-    Raises UsageError if the source has samples that the cache lacks (unless they may be skipped), if nothing is
-    common to both, or if more than `max_invalid` of the common rows are invalid.
-    """
-    rows = reader.rows_of(source.keys)
-    absent = np.flatnonzero(rows < 0)
-    if absent.size and missing == "refuse":
-        message = f"{absent.size:,} of {len(source):,} samples are not in the cache, such as {source.keys[absent[0]]!r}"
-        raise UsageError(message, hint="give --missing skip to train without them, or the data the cache was made from")
-    samples = np.flatnonzero(rows >= 0)
-    samples = samples[np.argsort(rows[samples])]
-    common = rows[samples]
-    usable = reader.valid(outputs or None)[common]  # where labels alone teach, a bad sample is still a bad sample
-    invalid = int(common.size - usable.sum())
-    if not usable.any():
-        raise UsageError("the data and the cache have no usable sample in common", hint="is this the right --data?")
-    if invalid > max_invalid * common.size:
-        message = f"{invalid:,} of {common.size:,} rows are invalid, more than --max-invalid {max_invalid:.2%}"
-        raise UsageError(message, hint="`fc info CACHE` says why; repair the data, or raise --max-invalid")
-    samples, common = samples[usable], common[usable]
-    labels = source.labels[samples].astype(np.int64)
-    changed = int((labels != _cached_labels(reader, source.class_names)[common]).sum())
-    return Joined(common, samples, labels, invalid, int(absent.size), changed)
-
-
-def _cached_labels(reader: CacheReader, class_names: Sequence[str]) -> np.ndarray:
-    """The cache's labels as numbers of these classes; classes of other names become a number that no class has."""
-    number = {name: at for at, name in enumerate(class_names)}
-    numbers = [number.get(name, len(class_names)) for name in reader.class_names]
-    return np.array([*numbers, NO_LABEL], np.int64)[reader.labels]  # the last one is where NO_LABEL points
 
 
 @runtime_checkable
@@ -120,16 +67,22 @@ class CachedData:
         samples: np.ndarray,
         labels: np.ndarray,
         rows: np.ndarray | None = None,
+        sample_of: np.ndarray | None = None,
         reader: CacheReader | None = None,
         outputs: Sequence[str] = (),
+        views: Views = PLAIN,
+        stored: StoredInputs | None = None,
+        check_inputs: CheckInputs = "sample",
         bank_rows: int = 0,
         shuffle: Literal["auto"] | Shuffle = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
     ) -> None:
-        """`samples`, `labels` and `rows` are int64 and of equal length: a part of what `join` returns.
+        """`samples`, `labels` and `rows` are int64 and of equal length, a part of what `join` returns; `sample_of` is
+        all of it, for what samples are mixed with.
 
-        `shuffle` is "global" or, for a cache that does not fit in memory, "blocks"; "auto" looks at what is available.
+        With `stored` the inputs come from the cache, and the samples are its rows. `shuffle` is "global" or, for a
+        cache that does not fit in memory, "blocks"; "auto" looks at what is available.
         """
         self.source = source
         self.input = network_input
@@ -137,119 +90,169 @@ class CachedData:
         self.rows = samples if rows is None else rows
         self.reader = reader
         self.outputs = tuple(outputs)
+        self.views = views
+        self.stored = stored
         self.bank_rows = min(bank_rows, max(samples.size - 1, 0))
         self.device = torch.device(device)
         self.workers = workers
         self.shuffle: Shuffle = self._shuffle_that_fits() if shuffle == "auto" else shuffle
-        self._position = np.full(len(source), -1, np.int64)
-        self._position[samples] = np.arange(samples.size)
+        self._sample_of = _places(self.rows, samples) if sample_of is None else sample_of
+        self._label_of = np.full(len(source), NO_LABEL)
+        self._label_of[samples] = labels
+        self.checks: Alignment | None = None
+        if reader is not None and stored is None:
+            self.checks = Alignment(reader, self.outputs, network_input, self._sample_of, level=check_inputs)
 
     def __len__(self) -> int:
         return int(self.samples.size)
 
     def only(self, chosen: np.ndarray) -> "CachedData":
         """The same data, these positions of it only."""
-        return CachedData(
-            self.source,
-            self.input,
-            samples=self.samples[chosen],
-            labels=self.labels[chosen],
-            rows=self.rows[chosen],
-            reader=self.reader,
-            outputs=self.outputs,
-            bank_rows=self.bank_rows,
-            shuffle=self.shuffle,
-            device=self.device,
-            workers=self.workers,
-        )
+        part = copy.copy(self)
+        part.samples, part.labels, part.rows = self.samples[chosen], self.labels[chosen], self.rows[chosen]
+        part.bank_rows = min(self.bank_rows, max(part.samples.size - 1, 0))
+        return part
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in the data; one smaller batch where there is not a full one."""
-        return max(len(self) // batch_size, 1)
+        return max(len(self) // self._samples_a_step(batch_size), 1)
 
     def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps [start, stop). What a step holds is a function of (seed, step) and the shuffle alone."""
+        """Batches of steps [start, stop). What a step holds is a function of (seed, step) and the shuffle alone.
+
+        A batch holds `batch_size` images or texts: some views of each of its samples.
+        """
         plan, chosen = itertools.tee(self._plan(batch_size, seed=seed, start=start, stop=stop))
-        batches = self._batches(step.positions for step in plan)
+        batches = self._batches(plan)
         for number, (batch, step) in enumerate(zip(batches, chosen, strict=False), start):
             yield self._with_bank(batch, step, np.random.default_rng((seed, number, _BANK)))
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, in the cache's order."""
-        return self._batches(np.arange(at, min(at + batch_size, len(self))) for at in range(0, len(self), batch_size))
+        """The plain view of every row once, in the cache's order."""
+        starts = range(0, len(self), batch_size)
+        every = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
+        return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(every))
 
     def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator["_Step"]:
         per_epoch, window = self.steps_per_epoch(batch_size), BLOCK * GROUP
+        each = self._samples_a_step(batch_size)
         blocks = self.shuffle == "blocks"
         epoch, order, fetched = -1, np.arange(0), 0
         for step in range(start, stop):
-            at = step % per_epoch * batch_size
+            at = step % per_epoch * each
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 order = self._order(seed, epoch)
                 fetched = at // window * window
             while blocks and fetched < min(at + window, len(order)):  # the next group comes while this one is used
-                self._fetch(order[fetched : fetched + window])
+                self._fetch(order[fetched : fetched + window], seed, epoch)
                 fetched += window
             last = max(min(at, len(order) - window), 0)
-            yield _Step(order[at:][:batch_size], order[last:][:window] if blocks else None)
+            positions = order[at:][:each]
+            views = self._shown(positions, seed, epoch)
+            yield _Step(step - start, positions, views, order[last:][:window] if blocks else None)
+
+    def _samples_a_step(self, batch_size: int) -> int:
+        return max(batch_size // self.views.per_sample, 1)
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         if self.shuffle == "blocks":
             return block_order(len(self), seed=seed, epoch=epoch, block=BLOCK, group=GROUP)
         return global_order(len(self), seed=seed, epoch=epoch)
 
-    def _fetch(self, positions: np.ndarray) -> None:
+    def _fetch(self, positions: np.ndarray, seed: int, epoch: int) -> None:
         if self.reader is not None:
-            self.reader.will_need(self.rows[positions], outputs=self.outputs)
+            for view in self._shown(positions, seed, epoch).T:
+                self.reader.will_need(self.rows[positions], view=view, outputs=self.outputs)
+
+    def _shown(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """int64 (positions, views): in which of their views these samples are shown in an epoch."""
+        total = len(self.source if self.reader is None else self.reader)
+        return self.views.shown(self.rows[positions], total, seed=seed, epoch=epoch)
 
     def _shuffle_that_fits(self) -> Shuffle:
         if self.reader is None:
             return "global"
+        stored = self.views.count * self.reader.stored_bytes(self.outputs)
+        stored += self.stored.stored_bytes if self.stored else 0
         part = len(self) / len(self.reader)
-        return choose_shuffle(round(part * self.reader.stored_bytes(self.outputs)), available_memory())
+        return choose_shuffle(round(part * stored), available_memory())
 
-    def _batches(self, plan: Iterator[np.ndarray]) -> Iterator[Batch]:
+    def _batches(self, plan: "Iterator[_Step]") -> Iterator[Batch]:
+        plan, asked, told, again = itertools.tee(plan, 4)
         targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]] = itertools.repeat({})
         if self.reader is not None:
-            plan, again = itertools.tee(plan)
-            rows = (self.rows[at] for at in again)
-            targets = self.reader.gather(rows, outputs=self.outputs, device=self.device)
-        samples = (self.samples[at] for at in plan)
-        pin_memory = self.device.type == "cuda"
-        for loaded in load(self.source, self.input, samples, workers=self.workers, pin_memory=pin_memory):
-            if loaded.valid.size or self.reader is not None:
-                yield self._batch(self._position[loaded.rows], loaded, targets)
+            rows = (np.repeat(self.rows[step.positions], step.views.shape[1]) for step in asked)
+            views = (step.views.reshape(-1) for step in again)
+            targets = self.reader.gather(rows, views=views, outputs=self.outputs, device=self.device)
+        for step, loaded in zip(told, self._load(self._frames(step) for step in plan), strict=False):
+            finished = finish(loaded, self._move(loaded.inputs), self._augmentation)
+            if finished.asked.size or self.reader is not None:
+                self._check(loaded, finished)
+                yield self._batch(step, loaded, finished, next(targets))
 
-    def _batch(
-        self, at: np.ndarray, loaded: Loaded, targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]]
-    ) -> Batch:
-        if self.reader is not None:
-            self._check_aligned(self.reader, self.rows[at], loaded)
-        at = at[loaded.valid]
-        return Batch(
-            inputs=self._move(loaded.inputs),
-            targets=next(targets),
-            labels=torch.from_numpy(self.labels[at]).to(self.device),
-            rows=torch.from_numpy(self.rows[at]).to(self.device),
-        )
+    def _frames(self, step: "_Step") -> Frames:
+        samples = self.samples[step.positions]
+        if self.reader is None or self._augmentation is None or not step.views.any():
+            frames = Frames.plain(samples)
+        else:
+            stored = self.reader.stored_views
+            assert stored is not None
+            frames = stored.frames(self.rows[step.positions], step.views, self._sample_of)
+        return self.checks.marked(frames, step.number) if self.checks else frames
 
-    def _check_aligned(self, reader: CacheReader, rows: np.ndarray, loaded: Loaded) -> None:
-        """The teacher saw these very bytes, and they decode here too."""
-        changed = np.flatnonzero(loaded.content_hashes != reader.content_hashes[rows])
-        if changed.size:
-            key = self.source.keys[int(loaded.rows[changed[0]])]
-            hint = "give the data the cache was made from, or extract again into a new cache"
-            raise IdentityError(f"sample {key!r} is not what the teacher saw: its bytes differ", hint=hint)
-        if loaded.valid.size < len(rows):
+    def _load(self, plan: Iterator[Frames]) -> Iterator[Loaded]:
+        if self.stored is not None:
+            return self.stored.load(plan, self.input, device=self.device)
+        return load(self.source, self.input, plan, workers=self.workers, pin_memory=self.device.type == "cuda")
+
+    @property
+    def _augmentation(self) -> Augmentation | None:
+        views = self.reader.stored_views if self.reader is not None and self.views.count > 1 else None
+        return views.augmentation if views else None
+
+    def _check(self, loaded: Loaded, finished: Finished) -> None:
+        """The teacher saw this very data, and it decodes here too."""
+        if self.checks:
+            self.checks.check(loaded, self.source.keys)
+        if self.reader is not None and finished.asked.size < len(loaded.frames):
             key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
             raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
+
+    def _batch(
+        self,
+        step: "_Step",
+        loaded: Loaded,
+        finished: Finished,
+        targets: Mapping[str, torch.Tensor | SparseLogits],
+    ) -> Batch:
+        at = np.repeat(step.positions, step.views.shape[1])[finished.asked]
+        return Batch(
+            inputs=finished.inputs,
+            targets=targets,
+            labels=torch.from_numpy(self.labels[at]).to(self.device),
+            rows=torch.from_numpy(self.rows[at]).to(self.device),
+            mix=self._mix(loaded, finished),
+        )
+
+    def _mix(self, loaded: Loaded, finished: Finished) -> Mix | None:
+        """Labels and shares of what the frames were mixed with."""
+        is_mixed = finished.partners >= 0
+        if not is_mixed.any():
+            return None
+        assert isinstance(self._augmentation, ImageAugmentation)
+        shares = self._augmentation.own_share(loaded.frames.parameters[finished.asked])
+        partners = loaded.rows[loaded.frames.shows[finished.partners]]
+        labels = np.where(is_mixed, self._label_of[partners], NO_LABEL)
+        share = np.where(is_mixed, shares, 1).astype(np.float32)
+        return Mix(torch.from_numpy(labels).to(self.device), torch.from_numpy(share).to(self.device))
 
     def _with_bank(self, batch: Batch, step: "_Step", draw: np.random.Generator) -> Batch:
         if not self.bank_rows or self.reader is None:
             return batch
         pool = self.rows if step.near is None else self.rows[step.near]
-        others = pool[draw.choice(len(pool), min(self.bank_rows + len(batch.rows), len(pool)), replace=False)]
+        taken = len(step.positions)
+        others = pool[draw.choice(len(pool), min(self.bank_rows + taken, len(pool)), replace=False)]
         others = others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
         dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
         bank = self.reader.read(others, outputs=dense, device=self.device)
@@ -262,9 +265,20 @@ class CachedData:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one training step is about."""
+    """What one batch is about."""
 
+    number: int
+    """How many came before it in this run."""
     positions: np.ndarray
-    """int64 (batch,)."""
-    near: np.ndarray | None
+    """int64 (samples,)."""
+    views: np.ndarray
+    """int64 (samples, views): in which of their views they are shown."""
+    near: np.ndarray | None = None
     """int64: the positions that are in memory, from which a bank can be drawn; None where all are."""
+
+
+def _places(numbers: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """int64: the value of each number up to the largest of them, -1 where it has none."""
+    found = np.full(int(numbers.max(initial=-1)) + 1, -1)
+    found[numbers] = values
+    return found

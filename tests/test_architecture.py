@@ -12,15 +12,23 @@ PACKAGES = ("featurecache", "student", "pipelines")
 FLOORS = [
     ["featurecache.types", "featurecache.errors", "featurecache.fingerprint"],
     ["featurecache.registry"],
-    ["featurecache.inputs", "featurecache.sources", "featurecache.teachers", "featurecache.encodings"],
-    ["featurecache.loader", "featurecache.store"],
+    [
+        "featurecache.augment",
+        "featurecache.inputs",
+        "featurecache.sources",
+        "featurecache.teachers",
+        "featurecache.encodings",
+    ],
+    ["featurecache.frames", "featurecache.loader", "featurecache.store"],
     [
         "featurecache.rows",
+        "featurecache.draw",
         "featurecache.forward",
         "featurecache.plan",
         "featurecache.measure",
         "featurecache.background",
         "featurecache.extract",
+        "featurecache.store_inputs",
     ],
     ["student"],
     ["pipelines"],
@@ -31,11 +39,14 @@ STUDENT_MAY = {
     "errors",
     "fingerprint",
     "registry",
+    "augment",
     "inputs",
     "sources",
     "encodings",
+    "frames",
     "loader",
     "store.reader",
+    "store.stored_inputs",
 }
 
 

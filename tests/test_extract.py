@@ -236,7 +236,7 @@ def test_on_a_gpu_the_rows_wait_for_the_stream_that_copies_them(tmp_path, monkey
     (batch,) = load(source, teacher.input, [np.arange(4)])
     rows = encoded(batch)
     assert asked == [("record", "stream of cuda:1")]
-    assert rows()["valid"].tolist() == [1] * 4 and asked[1:] == ["synchronize"]
+    assert rows()[0]["valid"].tolist() == [1] * 4 and asked[1:] == ["synchronize"]
 
 
 def test_a_run_that_has_nothing_to_do_waits_for_the_others(tmp_path, small_shards, monkeypatch):

@@ -16,6 +16,7 @@ from featurecache.types import ArraySpec, Json, Reason
 __all__ = [
     "CommitRecord",
     "is_complete",
+    "pending_groups",
     "pending_shards",
     "read_record",
     "read_records",
@@ -108,6 +109,16 @@ def _payload(item: Json, part: PartSpec, array: ArraySpec, shard: Shard) -> Payl
 def pending_shards(objects: LocalObjects, part: PartSpec) -> Iterator[Shard]:
     """Shards that are not committed, asked anew for each, so that another run's work is not done twice."""
     return (shard for shard in part.shards() if not objects.exists(CommitRecord.key(part, shard)))
+
+
+def pending_groups(objects: LocalObjects, part: PartSpec, views: int) -> Iterator[list[Shard]]:
+    """The same shards by their rows: up to so many views of one row range at a time, asked anew for each."""
+    first, stop = part.views or (0, 1)
+    for index in range(part.shard_count // (stop - first)):
+        for start in range(first, stop, views):
+            every = [part.shard(view, index) for view in range(start, min(start + views, stop))]
+            if group := [shard for shard in every if not objects.exists(CommitRecord.key(part, shard))]:
+                yield group
 
 
 def is_complete(objects: LocalObjects, part: PartSpec) -> bool:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from featurecache.encodings import Encoding
 from featurecache.errors import CorruptCacheError
-from featurecache.store.part_reader import PartReader
+from featurecache.store.view_parts import ViewParts
 from featurecache.types import ArraySpec, SparseLogits
 
-__all__ = ["Column", "Rows", "gather", "read"]
+__all__ = ["At", "Column", "Rows", "gather", "read"]
 
 _RING = 3
 """Sets of buffers: one in use, one ready, one being filled."""
@@ -28,6 +28,8 @@ _RING = 3
 _INLINE_BYTES = 4_000_000
 """A batch up to this size is taken in less time than a thread costs."""
 
+At: TypeAlias = tuple[np.ndarray, "int | np.ndarray"]
+"""Rows, int64 (batch,), and their view: one for all, or int64 (batch,)."""
 Rows: TypeAlias = dict[str, Tensor | SparseLogits]
 """Outputs by name: float32 (batch, *shape), or sparse logits."""
 
@@ -37,13 +39,13 @@ class Column:
     """One output as it is read: the arrays that keep it and, for what a probe gives, the head on top of them."""
 
     name: str
-    part: PartReader
+    part: ViewParts
     encoding: Encoding
     head: tuple[Tensor, Tensor] | None = None
     """float32 weight (classes, dim) and bias (classes,): the output is embedding · weightᵀ + bias."""
 
     @property
-    def arrays(self) -> dict[str, tuple[PartReader, ArraySpec]]:
+    def arrays(self) -> dict[str, tuple[ViewParts, ArraySpec]]:
         """Where each array lies, by a name that no array of another part has."""
         return {f"{self.part.part.prefix}/{array.name}": (self.part, array) for array in self.encoding.arrays}
 
@@ -73,7 +75,9 @@ class Column:
         return {array.name: encoded[f"{prefix}/{array.name}"] for array in self.encoding.arrays}
 
 
-def read(columns: Sequence[Column], rows: np.ndarray, *, view: int = 0, device: torch.device | str = "cpu") -> Rows:
+def read(
+    columns: Sequence[Column], rows: np.ndarray, *, view: int | np.ndarray = 0, device: torch.device | str = "cpu"
+) -> Rows:
     """Some rows (int64) of each column, in memory of their own. Raises what `PartReader.take` does."""
     device = torch.device(device)
     encoded = {key: torch.from_numpy(part.take(array, rows, view=view)) for key, (part, array) in _arrays(columns)}
@@ -83,10 +87,8 @@ def read(columns: Sequence[Column], rows: np.ndarray, *, view: int = 0, device: 
     return {column.name: column.on(device).decode(moved) for column in columns}
 
 
-def gather(
-    columns: Sequence[Column], plan: Iterable[np.ndarray], *, view: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[Rows]:
-    """The rows of each batch of a plan (int64 row numbers), in order, as `read` gives them.
+def gather(columns: Sequence[Column], plan: Iterable[At], *, device: torch.device | str = "cpu") -> Iterator[Rows]:
+    """The rows of each batch of a plan, in order, as `read` gives them.
 
     Large batches are taken by one thread that runs at most three batches ahead of what was asked for; it ends with
     the iterator, and its errors are raised where their batch is asked for. The plan is iterated in the caller's thread.
@@ -97,10 +99,8 @@ def gather(
     sets = itertools.cycle([_Buffers(arrays, pinned=device.type == "cuda") for _ in range(_RING)])
     batches = iter(plan)
     first = list(itertools.islice(batches, 1))
-    batch_bytes = sum(len(rows) * array.row_bytes for rows in first for _, array in arrays.values())
-    taken = (_taken_inline if batch_bytes <= _INLINE_BYTES else _taken_ahead)(
-        sets, itertools.chain(first, batches), view
-    )
+    batch_bytes = sum(len(rows) * array.row_bytes for rows, _ in first for _, array in arrays.values())
+    taken = (_taken_inline if batch_bytes <= _INLINE_BYTES else _taken_ahead)(sets, itertools.chain(first, batches))
     for buffers, encoded in taken:
         for column in columns:
             column.check(encoded)
@@ -113,17 +113,17 @@ def gather(
 class _Buffers:
     """Room for one batch of each array, which grows with the largest batch; pinned, a copy to a GPU need not wait."""
 
-    def __init__(self, arrays: Mapping[str, tuple[PartReader, ArraySpec]], *, pinned: bool) -> None:
+    def __init__(self, arrays: Mapping[str, tuple[ViewParts, ArraySpec]], *, pinned: bool) -> None:
         self.pinned = pinned
         self._arrays = arrays
         self._room: dict[str, Tensor] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def fill(self, rows: np.ndarray, view: int) -> dict[str, Tensor]:
+    def fill(self, at: At) -> dict[str, Tensor]:
         """Rows of each array, once the copy of what was here before is done."""
         if self._copied is not None:
             self._copied.synchronize()
-        return {key: self._take(key, rows, view) for key in self._arrays}
+        return {key: self._take(key, *at) for key in self._arrays}
 
     def copy_began(self, device: torch.device) -> None:
         """Copies to a device are under way: nothing is filled before they are done."""
@@ -131,7 +131,7 @@ class _Buffers:
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(device))
 
-    def _take(self, key: str, rows: np.ndarray, view: int) -> Tensor:
+    def _take(self, key: str, rows: np.ndarray, view: int | np.ndarray) -> Tensor:
         part, array = self._arrays[key]
         room = self._room.get(key)
         if room is None or len(room) < len(rows):
@@ -146,19 +146,19 @@ class _Buffers:
 _Taken: TypeAlias = Iterator[tuple[_Buffers, dict[str, Tensor]]]
 
 
-def _taken_inline(sets: Iterator[_Buffers], plan: Iterable[np.ndarray], view: int) -> _Taken:
-    for rows in plan:
+def _taken_inline(sets: Iterator[_Buffers], plan: Iterable[At]) -> _Taken:
+    for at in plan:
         buffers = next(sets)
-        yield buffers, buffers.fill(rows, view)
+        yield buffers, buffers.fill(at)
 
 
-def _taken_ahead(sets: Iterator[_Buffers], plan: Iterable[np.ndarray], view: int) -> _Taken:
+def _taken_ahead(sets: Iterator[_Buffers], plan: Iterable[At]) -> _Taken:
     waiting: deque[tuple[_Buffers, Future[dict[str, Tensor]]]] = deque()
     executor = ThreadPoolExecutor(1, "gather")
     try:
-        for rows in plan:
+        for at in plan:
             buffers = next(sets)
-            waiting.append((buffers, executor.submit(buffers.fill, rows, view)))
+            waiting.append((buffers, executor.submit(buffers.fill, at)))
             if len(waiting) == _RING:  # the next one would be filled into the oldest one's buffers
                 yield _first(waiting)
         while waiting:
@@ -172,9 +172,9 @@ def _first(waiting: deque[tuple[_Buffers, Future[dict[str, Tensor]]]]) -> tuple[
     return buffers, taken.result()
 
 
-def _arrays(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[PartReader, ArraySpec]]]:
+def _arrays(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[ViewParts, ArraySpec]]]:
     """Each array once, though two outputs may need it: an embedding, and the logits of a probe on it."""
-    found: dict[str, tuple[PartReader, ArraySpec]] = {}
+    found: dict[str, tuple[ViewParts, ArraySpec]] = {}
     for column in columns:
         found.update(column.arrays)
     return iter(found.items())

@@ -114,7 +114,7 @@ class PartSpec:
 
     name: str
     kind: str
-    """"rows", "teacher" or "probe"."""
+    """"rows", "teacher", "probe", "views" or "inputs"."""
     split: str
     rows: int
     identity: Json

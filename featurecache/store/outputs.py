@@ -1,6 +1,6 @@
 """The outputs of one split by name, and how each is read: what a teacher gave, and what probes make of it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import read_asset
+from featurecache.store.view_parts import ViewParts
 from featurecache.types import OutputSpec
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class Output:
     spec: OutputSpec
     part: PartReader
     """The part that gives it: a teacher's, or a probe."""
-    source: PartReader
-    """The teacher's part whose arrays it is read from: its own, or the one behind the probe."""
+    source: ViewParts
+    """The teacher's parts whose arrays it is read from: its own, or those behind the probe."""
     kept: EncodedOutput
     """What those arrays hold: the output itself, or the embedding that the probe's head is applied to."""
 
@@ -36,42 +37,66 @@ class Output:
 def find_outputs(
     objects: LocalObjects, teachers: Collection[PartReader], probes: Iterable[PartSpec]
 ) -> dict[str, Output]:
-    """Teachers first, probes after: a probe's logits take the plain name, the teacher's stay "part/logits".
+    """The first teacher's outputs have plain names and those of later ones are "part/embedding"; a probe's logits take
+    the plain name, and what had it becomes "part/logits".
 
     Of the probes, which may be those of any split, only those that were fitted on one of these teachers count.
     """
-    given = [Output(kept.output, part, part, kept) for part in teachers for kept in part.part.outputs]
-    for probe in sorted(probes, key=lambda part: (part.facts["order"], part.name)):
-        source = _input_of(probe, teachers)
-        if source is not None:
-            part = PartReader(objects, probe)
-            given += [Output(encoded.output, part, *source) for encoded in probe.outputs]
+    given = _given(teachers)
     found: dict[str, Output] = {}
     for output in given:
         name = output.spec.name
-        if name in found:
-            older = found[name]
-            found[f"{older.part.part.name}/{name}"] = older
-        found[name] = output
+        found[name if name not in found else f"{output.part.part.name}/{name}"] = output
+    for probe in sorted(probes, key=_age):
+        source = next((output for output in given if _is_input(output, probe)), None)
+        if source is None:
+            continue
+        part = PartReader(objects, probe)
+        for encoded in probe.outputs:
+            name = encoded.output.name
+            if (older := found.get(name)) is not None:
+                found[f"{older.part.part.name}/{name}"] = older
+            found[name] = Output(encoded.output, part, source.source, source.kept)
     return found
+
+
+def _given(teachers: Iterable[PartReader]) -> list[Output]:
+    """What teachers gave, the oldest first; parts with the same output of the same teacher in other views are one."""
+    groups: list[tuple[EncodedOutput, list[PartReader]]] = []
+    for part in sorted(teachers, key=lambda reader: _age(reader.part)):
+        for kept in part.part.outputs:
+            same = (parts for standing, parts in groups if standing == kept and _goes_on(parts, part))
+            if (parts := next(same, None)) is not None:
+                parts.append(part)
+            else:
+                groups.append((kept, [part]))
+    joined = [(kept, ViewParts(parts)) for kept, parts in groups]
+    return [Output(kept.output, parts.parts[0], parts, kept) for kept, parts in joined]
+
+
+def _goes_on(parts: Sequence[PartReader], part: PartReader) -> bool:
+    """Whether a part holds what these parts hold, in views that none of them has."""
+    views = {view for other in parts for view in range(*other.part.views or (0, 1))}
+    same = parts[0].part.facts["teacher_id"] == part.part.facts["teacher_id"]
+    return same and views.isdisjoint(range(*part.part.views or (0, 1)))
+
+
+def _age(part: PartSpec) -> tuple[int, str]:
+    return int(part.facts.get("order", 0)), part.name
 
 
 def open_column(name: str, output: Output, objects: LocalObjects) -> "Column":
     """What reading an output takes. Raises CorruptCacheError if its arrays or its head do not fit it."""
     from featurecache.store.gather import Column
 
-    head = None if output.part is output.source else _head(output, objects)
+    head = _head(output, objects) if output.part.part.kind == "probe" else None
     return Column(name, output.source, _encoding(output), head)
 
 
-def _input_of(probe: PartSpec, teachers: Iterable[PartReader]) -> tuple[PartReader, EncodedOutput] | None:
-    """The embedding that a probe was fitted on, or None if no teacher here gave it."""
-    fitted_on = probe.facts["teacher_id"], probe.facts["input"]
-    for part in teachers:
-        for encoded in part.part.outputs:
-            if (part.part.facts["teacher_id"], encoded.output.name) == fitted_on:
-                return part, encoded
-    return None
+def _is_input(output: Output, probe: PartSpec) -> bool:
+    """Whether a probe was fitted on this output."""
+    made_by = output.source.part.facts["teacher_id"], output.kept.output.name
+    return made_by == (probe.facts["teacher_id"], probe.facts["input"].rpartition("/")[2])
 
 
 def _encoding(output: Output) -> Encoding:

@@ -30,16 +30,18 @@ class PartReader:
         self._trust = trust
         self._arrays: dict[str, _MappedArray] = {}
 
-    def take(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0, out: np.ndarray | None = None) -> np.ndarray:
+    def take(
+        self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """(rows, *shape): a copy of some rows (int64) of an array, in the order asked for.
 
-        It is written into `out`, C-contiguous and of the array's dtype, if one is given: a buffer that is used again
-        is filled several times faster than new memory.
+        `view` is that of all rows, or int64 (rows,) for each of them. It is written into `out`, C-contiguous and of the
+        array's dtype, if one is given: a buffer that is used again is filled several times faster than new memory.
         """
         slot = self._slot(rows, view)
         return self._mapped(array.name).take(rows, slot, out)
 
-    def check(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> None:
+    def check(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Raises what `take` would, before anybody makes room for these rows."""
         slot = self._slot(rows, view)
         self._mapped(array.name).check(rows, slot)
@@ -49,10 +51,10 @@ class PartReader:
         return self.take(self.part.array(name), np.arange(self.part.rows), view=view)
 
     def elements(self, name: str, offsets: np.ndarray) -> list[np.ndarray]:
-        """Elements [start, stop) of a ragged array for each row of `offsets`, int64 (rows, 2)."""
+        """Elements [start, stop) of a ragged array without views for each row of `offsets`, int64 (rows, 2)."""
         return self._mapped(name).elements(offsets)
 
-    def will_need(self, array: ArraySpec, rows: np.ndarray, *, view: int = 0) -> None:
+    def will_need(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Have the system begin to read the inner chunks in which these rows (int64, all there are) lie."""
         self._mapped(array.name).will_need(rows, self._view_slot(view))
 
@@ -63,17 +65,20 @@ class PartReader:
             )
         return self._arrays[name]
 
-    def _slot(self, rows: np.ndarray, view: int) -> int:
-        """The slot of a view. Raises UsageError if it is not there, or one of the rows is not."""
+    def _slot(self, rows: np.ndarray, view: "int | np.ndarray") -> "int | np.ndarray":
+        """The slot of a view, or of each of them. Raises UsageError if it is not there, or one of the rows is not."""
         slot = self._view_slot(view)
         # as unsigned numbers negative ones are the largest, so one pass checks both ends
         if rows.size and int(rows.view(np.uint64).max()) >= self.part.rows:
             raise UsageError(f"{self.part.prefix} has rows 0 to {self.part.rows - 1:,}, not all that were asked for")
         return slot
 
-    def _view_slot(self, view: int) -> int:
-        first, stop = self.part.views or (view, view + 1)
-        if not first <= view < stop:
+    def _view_slot(self, view: "int | np.ndarray") -> "int | np.ndarray":
+        if self.part.views is None:
+            return 0
+        first, stop = self.part.views
+        lowest, highest = (view, view) if isinstance(view, int) else (view.min(initial=first), view.max(initial=first))
+        if not first <= lowest <= highest < stop:
             raise UsageError(f"{self.part.prefix} has views {first} to {stop - 1}, not {view}")
         return view - first
 
@@ -122,13 +127,15 @@ class _MappedArray:
         self._checked = np.full(self._expected.shape, trust) & (self._expected >= 0)
         self._all_checked = self._checks_done()
 
-    def take(self, rows: np.ndarray, slot: int, out: np.ndarray | None) -> np.ndarray:
+    def take(self, rows: np.ndarray, slot: int | np.ndarray, out: np.ndarray | None) -> np.ndarray:
         """A copy of some rows of the view in a slot; rows and slot were range-checked by the caller."""
         self.check(rows, slot)
         # "clip" lets numpy write straight into the result; the range was checked above
-        return self._views[slot].take(rows, axis=0, out=out, mode="clip")
+        if isinstance(slot, int):
+            return self._views[slot].take(rows, axis=0, out=out, mode="clip")
+        return self.values.take(rows + slot * self._view_rows, axis=0, out=out, mode="clip")
 
-    def check(self, rows: np.ndarray, slot: int) -> None:
+    def check(self, rows: np.ndarray, slot: int | np.ndarray) -> None:
         """Raises IncompleteError or CorruptCacheError unless the inner chunks of these rows are as committed."""
         if not self._all_checked:
             self._check_new(self._chunks(rows, slot))
@@ -144,14 +151,14 @@ class _MappedArray:
         self._check_new(np.concatenate([starts[filled], stops[filled] - 1]) // (self._inner_rows * longest))
         return [flat[start:stop] for start, stop in offsets]
 
-    def will_need(self, rows: np.ndarray, slot: int) -> None:
+    def will_need(self, rows: np.ndarray, slot: int | np.ndarray) -> None:
         """Advise the system of whole inner chunks, for they are checked whole; neighbours in one call."""
         chunks = np.unique(self._chunks(rows, slot))
         ends = np.flatnonzero(np.diff(chunks) != 1) + 1
         for run in np.split(chunks, ends) if chunks.size else ():
             will_need(self.values, int(run[0]) * self._inner_rows, int(run[-1] + 1) * self._inner_rows)
 
-    def _chunks(self, rows: np.ndarray, slot: int) -> np.ndarray:
+    def _chunks(self, rows: np.ndarray, slot: int | np.ndarray) -> np.ndarray:
         """int64 (rows,): the inner chunk of each row."""
         return (rows + slot * self._view_rows) // self._inner_rows
 

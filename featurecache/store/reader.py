@@ -1,5 +1,6 @@
 """Reading a cache: rows by number, outputs by name, parts joined; only what was committed, and checked."""
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from featurecache.store.outputs import Output, find_outputs, open_column
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts, read_asset, splits
 from featurecache.store.seals import Seal, latest_seal
+from featurecache.store.view_parts import ViewParts
+from featurecache.store.views import StoredViews
 from featurecache.store.writer import check_version
 from featurecache.types import NO_LABEL, ArraySpec, Json, Modality, OutputSpec, SparseLogits
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featurecache.store.gather import Column
+    from featurecache.store.stored_inputs import StoredInputs
 
 __all__ = ["Cache", "CacheReader", "open_cache"]
 
@@ -96,13 +100,17 @@ class CacheReader:
         self.modality: Modality = rows.facts["modality"]
         self.class_names: tuple[str, ...] = tuple(rows.facts["class_names"])
         self.fingerprint: str = rows.identity["fingerprint"]
-        teachers = {name: part for name, part in parts.items() if part.kind == "teacher"}
-        for part in teachers.values():
-            if part.rows != rows.rows or part.identity.get("data") != rows.identity:
+        for part in parts.values():
+            if part.kind != "probe" and (part.rows, part.identity.get("data")) != (rows.rows, rows.identity):
                 raise CorruptCacheError(f"{part.prefix} is over other rows than {rows.prefix}")
+        teachers = {name: part for name, part in parts.items() if part.kind == "teacher"}
         self.teachers = {name: PartReader(cache.objects, part, trust=trust) for name, part in teachers.items()}
         probes = [part for name in cache.splits for part in cache.parts(name) if part.kind == "probe"]
         self._outputs = find_outputs(cache.objects, self.teachers.values(), probes)
+        self._views = [PartReader(cache.objects, part, trust=trust) for part in parts.values() if part.kind == "views"]
+        self._inputs = [
+            PartReader(cache.objects, part, trust=trust) for part in parts.values() if part.kind == "inputs"
+        ]
         self._opened: dict[str, Column] = {}
 
     def __len__(self) -> int:
@@ -162,13 +170,38 @@ class CacheReader:
         return np.array([self._row_by_hash.get(key_hash(key), -1) for key in keys], np.int64)
 
     def valid(self, outputs: Sequence[str] | None = None, *, view: int = 0) -> np.ndarray:
-        """bool (rows,): whether a row holds all of these outputs (default: every output there is)."""
-        names = self._outputs if outputs is None else outputs
-        parts = {id(part): part for part in (self._find(name).source for name in names)}
+        """bool (rows,): whether a row holds all of these outputs (default: every output there is) in a view."""
         valid = np.ones(len(self), bool)
-        for part in parts.values():
-            valid &= part.whole("valid", view=view) == 1
+        for source in self._sources(outputs):
+            valid &= source.whole("valid", view=view) == 1
         return valid
+
+    def views(self, outputs: Sequence[str] | None = None) -> int:
+        """How many views, from 0 on, there are of all of these outputs (default: every output there is)."""
+        common = [source.views for source in self._sources(outputs)]
+        shared = frozenset.intersection(*common) if common else frozenset({0})
+        return next(view for view in itertools.count() if view not in shared)
+
+    @cached_property
+    def stored_views(self) -> StoredViews | None:
+        """The parameters of views 1 and on; None where every output is of view 0. Raises CorruptCacheError."""
+        return StoredViews(self._views) if self._views else None
+
+    @cached_property
+    def stored_inputs(self) -> "StoredInputs | None":
+        """The samples as they are kept in the cache itself, the largest; None where they are not, or not all yet.
+
+        Raises CorruptCacheError.
+        """
+        from featurecache.store.stored_inputs import StoredInputs
+
+        complete = [part for part in self._inputs if is_complete(self.cache.objects, part.part)]
+        found = [StoredInputs(part, self._rows) for part in complete]
+        return max(found, key=lambda inputs: inputs.size, default=None)
+
+    def input_hashes(self, output: str) -> np.ndarray:
+        """uint64 (rows,): `fingerprint.hash_pixels` of what the teacher behind an output was shown of each sample."""
+        return self._find(output).source.whole("input_hash", view=self._find(output).source.first_view)
 
     def reasons(self, output: str, *, view: int = 0) -> np.ndarray:
         """uint8 (rows,): the `Reason` of each row for one output."""
@@ -178,15 +211,16 @@ class CacheReader:
         self,
         rows: "np.ndarray | Sequence[int]",
         *,
-        view: int = 0,
+        view: "int | np.ndarray" = 0,
         outputs: Sequence[str] | None = None,
         device: "torch.device | str" = "cpu",
     ) -> "dict[str, Tensor | SparseLogits]":
         """Outputs of some rows, decoded on a device: float32 (rows, *shape), or sparse logits.
 
-        Invalid rows are NaN; `valid` says which they are. Raises UnknownNameError for an output the cache does not
-        hold, UsageError for a row number it does not have, IncompleteError for rows that are not committed yet, and
-        CorruptCacheError for rows that are not what was committed.
+        `view` is that of all rows, or int64 (rows,) for each of them. Invalid rows are NaN; `valid` says which they
+        are. Raises UnknownNameError for an output the cache does not hold, UsageError for a row number or a view that
+        it does not have, IncompleteError for rows that are not committed yet, and CorruptCacheError for rows that are
+        not what was committed.
         """
         from featurecache.store import gather
 
@@ -196,20 +230,26 @@ class CacheReader:
         self,
         plan: "Iterable[np.ndarray | Sequence[int]]",
         *,
-        view: int = 0,
+        views: "Iterable[np.ndarray] | None" = None,
         outputs: Sequence[str] | None = None,
         device: "torch.device | str" = "cpu",
     ) -> "Iterator[dict[str, Tensor | SparseLogits]]":
         """What `read` gives for each batch of rows of a plan, in order, read ahead into buffers that are used again.
 
-        For many batches of much the same size. The plan is asked for a few batches more than were given out.
+        `views` has int64 (batch,) for each batch, which view of each row; view 0 by default. For many batches of much
+        the same size. The plan is asked for a few batches more than were given out.
         """
         from featurecache.store import gather
 
-        return gather.gather(self._columns(outputs), map(_row_numbers, plan), view=view, device=device)
+        each: Iterable[int | np.ndarray] = itertools.repeat(0) if views is None else views
+        return gather.gather(self._columns(outputs), zip(map(_row_numbers, plan), each, strict=False), device=device)
 
     def will_need(
-        self, rows: "np.ndarray | Sequence[int]", *, view: int = 0, outputs: Sequence[str] | None = None
+        self,
+        rows: "np.ndarray | Sequence[int]",
+        *,
+        view: "int | np.ndarray" = 0,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         """Have the system begin to fetch these rows from the disk, and return at once."""
         index = _row_numbers(rows)
@@ -237,11 +277,16 @@ class CacheReader:
             raise UnknownNameError(f"output in split {self.split!r} of this cache", name, self._outputs)
         return self._outputs[name]
 
+    def _sources(self, outputs: Sequence[str] | None) -> "Collection[ViewParts]":
+        """The teachers' parts behind outputs (default: every one there is), each once."""
+        found = (self._find(name).source for name in (self._outputs if outputs is None else outputs))
+        return {tuple(part.part.prefix for part in source.parts): source for source in found}.values()
+
     def _columns(self, outputs: Sequence[str] | None) -> "list[Column]":
         """How outputs (default: every one there is) are read."""
         return [self._column(name) for name in (self._outputs if outputs is None else outputs)]
 
-    def _arrays(self, outputs: Sequence[str] | None) -> "Collection[tuple[PartReader, ArraySpec]]":
+    def _arrays(self, outputs: Sequence[str] | None) -> "Collection[tuple[ViewParts, ArraySpec]]":
         """The arrays behind outputs, each once."""
         return {key: found for column in self._columns(outputs) for key, found in column.arrays.items()}.values()
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.fingerprint import canonical_json, hash_json
-from featurecache.store.commit import CommitRecord, is_complete, pending_shards, write_record
+from featurecache.store.commit import CommitRecord, is_complete, pending_groups, pending_shards, write_record
 from featurecache.store.layout import FORMAT, GROUP, MAX_PART_BYTES, Asset, PartSpec, Shard
 from featurecache.store.objects import MAX_ASSET_BYTES, LocalObjects
 from featurecache.store.parts import find_parts, metadata, read_part
@@ -21,7 +21,7 @@ from featurecache.store.shard_file import Payload, ShardFile
 from featurecache.store.validate import read_json, sign
 from featurecache.types import Json, Reason
 
-__all__ = ["CacheWriter", "ShardWriter", "create_cache", "is_cache", "matching_part"]
+__all__ = ["CacheWriter", "ShardWriter", "create_cache", "find_part", "is_cache", "matching_part"]
 
 
 def create_cache(path: Path | str, *, source: Json) -> LocalObjects:
@@ -78,17 +78,22 @@ def matching_part(objects: LocalObjects, split: str, kind: str, identity: Json) 
 
     Raises IdentityError, field by field, if it has one that was made from something else.
     """
+    found = find_part(objects, split, kind, identity)
     parts = [part for part in find_parts(objects, split) if part.kind == kind]
-    for part in parts:
-        if part.recipe_id == hash_json(identity):
-            return part
-    if not parts:
-        return None
+    if found or not parts:
+        return found
     raise IdentityError(
         f"{objects.root} already holds {parts[0].prefix}, made from something else:",
         fields=differences(parts[0].identity, _as_read(identity)),
         hint="give the options it was made with, or choose another --out",
     )
+
+
+def find_part(objects: LocalObjects, split: str, kind: str, identity: Json) -> PartSpec | None:
+    """The part of this kind with this identity, or None."""
+    wanted = hash_json(identity)
+    parts = find_parts(objects, split)
+    return next((part for part in parts if part.kind == kind and part.recipe_id == wanted), None)
 
 
 def _create(objects: LocalObjects, part: PartSpec, assets: Mapping[str, bytes]) -> None:
@@ -131,6 +136,10 @@ class CacheWriter:
     def pending(self) -> Iterator[Shard]:
         """Shards that are not committed, asked anew for each."""
         return pending_shards(self.objects, self.part)
+
+    def pending_groups(self, views: int) -> Iterator[list[Shard]]:
+        """`commit.pending_groups` of this part."""
+        return pending_groups(self.objects, self.part, views)
 
     def is_committed(self, shard: Shard) -> bool:
         """Whether a shard is done, by whichever run."""

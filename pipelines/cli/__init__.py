@@ -10,6 +10,7 @@ from featurecache.errors import DiskFullError, FeatureCacheError, UsageError
 from pipelines.cli import console
 from pipelines.cli.command import Command
 from pipelines.cli.demo import demo
+from pipelines.cli.extend import extend
 from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.shell import shell_init
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract,
+    "extend": extend,
     "train-student": train_student,
     "evaluate": evaluate,
     "probe": probe,

@@ -24,14 +24,28 @@ from pipelines.cli.options import (
     TextColumn,
     WorkersOption,
     existing_device,
-    key_values,
     names,
     numbers,
 )
+from pipelines.cli.teacher_options import (
+    VIEWS,
+    AugmentOption,
+    CropPct,
+    Encode,
+    ImgSize,
+    MaxLength,
+    ModelKwargs,
+    Outputs,
+    Pool,
+    StoreInputs,
+    Temperatures,
+    TrustRemoteCode,
+    Weights,
+    encodings,
+    teacher_options,
+)
 
-__all__ = ["extract", "fit_teacher", "probe", "resume_command"]
-
-OUTPUTS = "Outputs"
+__all__ = ["extract", "fit_teacher", "how_to_go_on", "probe", "resume_command"]
 
 
 def extract(
@@ -44,42 +58,22 @@ def extract(
         list[str] | None, typer.Option(metavar="NAMES", help="Only these splits, such as train,test.")
     ] = None,
     limit: LimitOption = None,
-    outputs: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Only these, such as embedding,logits.", rich_help_panel=OUTPUTS)
-    ] = None,
-    encode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OUTPUT=SPEC", help="float16 (the default), float32, int8 or topk:K.", rich_help_panel=OUTPUTS
-        ),
-    ] = None,
-    temperatures: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="Where sparse logits are exact.", rich_help_panel=OUTPUTS)
-    ] = "1,2,4",
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="FILE.safetensors, instead of the model's own.", rich_help_panel=MODEL),
-    ] = None,
-    img_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Input size; the model's by default.", rich_help_panel=MODEL),
-    ] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(metavar="PART", help="Part of the image that the crop keeps.", rich_help_panel=MODEL)
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=2, metavar="TOKENS", help="Longest text.", rich_help_panel=MODEL)
-    ] = None,
-    pool: Annotated[
-        str | None, typer.Option(metavar="NAME", help="mean, cls, last or pooler.", rich_help_panel=MODEL)
-    ] = None,
-    model_kwargs: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument of the model.", rich_help_panel=MODEL)
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run the model's code; needs a full revision.", rich_help_panel=MODEL),
-    ] = False,
+    outputs: Outputs = None,
+    encode: Encode = None,
+    temperatures: Temperatures = "1,2,4",
+    views: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The plain view, and N-1 random ones.", rich_help_panel=VIEWS)
+    ] = 1,
+    augment: AugmentOption = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random views.", rich_help_panel=VIEWS)] = 0,
+    store_inputs: StoreInputs = None,
+    weights: Weights = None,
+    img_size: ImgSize = None,
+    crop_pct: CropPct = None,
+    max_length: MaxLength = None,
+    pool: Pool = None,
+    model_kwargs: ModelKwargs = None,
+    trust_remote_code: TrustRemoteCode = False,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     id_column: Annotated[
@@ -108,23 +102,18 @@ def extract(
     """
     from pipelines.extract import extract_cache
 
-    options = {
-        "weights": weights,
-        "img_size": img_size,
-        "crop_pct": crop_pct,
-        "max_length": max_length,
-        "pool": pool,
-        "model_kwargs": key_values(model_kwargs, "--model-kwargs") or None,
-        "trust_remote_code": trust_remote_code,
-    }
     run = extract_cache(
         teacher=teacher,
         data=data,
         out=out,
         splits=names(split),
         outputs=names(outputs),
-        encode={name: str(value) for name, value in key_values(encode, "--encode").items()},
+        encode=encodings(encode),
         temperatures=numbers(temperatures),
+        views=views,
+        augment=augment,
+        seed=seed,
+        store_inputs=store_inputs,
         batch_size=batch_size,
         workers=workers,
         device=existing_device(device),
@@ -135,9 +124,17 @@ def extract(
         image_column=image_column,
         limit=limit,
         dry_run=dry_run,
-        **options,
+        **teacher_options(
+            weights=weights,
+            img_size=img_size,
+            crop_pct=crop_pct,
+            max_length=max_length,
+            pool=pool,
+            model_kwargs=model_kwargs,
+            trust_remote_code=trust_remote_code,
+        ),
     )
-    facts = console.follow(run, interrupted=lambda: "nothing was written" if dry_run else _how_to_go_on(out))
+    facts = console.follow(run, interrupted=lambda: "nothing was written" if dry_run else how_to_go_on(out))
     if dry_run and not as_json:
         facts |= {name: f"{facts[name]:,} ({console.size(facts[name])})" for name in ("bytes", "free")}
         facts["time"] = f"{console.duration(3600 * facts.pop('hours'))}, without starting, listing and measuring"
@@ -238,7 +235,7 @@ def fit_teacher(
     console.show(console.follow(run, interrupted="no teacher was written"), as_json=as_json)
 
 
-def _how_to_go_on(out: str) -> str:
+def how_to_go_on(out: str) -> str:
     """What was kept, counted on the disk, and the command that goes on from there."""
     from pipelines.describe import describe_progress
 

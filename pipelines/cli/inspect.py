@@ -7,12 +7,11 @@ import typer
 from featurecache.errors import UnknownNameError
 from featurecache.types import Json
 from pipelines.cli import console
-from pipelines.cli.options import JsonFlag
+from pipelines.cli.options import CachePath, JsonFlag
 
 __all__ = ["info", "list_names", "status"]
 
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="The cache's directory.")]
-KINDS = ("teachers", "sources", "encodings", "objectives", "students")
+KINDS = ("teachers", "sources", "augmentations", "encodings", "objectives", "students")
 
 
 def info(cache: CachePath, as_json: JsonFlag = False) -> None:
@@ -68,6 +67,22 @@ def _names(kind: str) -> Json:
 
         found = {name: OBJECTIVES.get(name) for name in OBJECTIVES}
         return {name: f"needs {', '.join(item.needs)}; {item.paper}" for name, item in found.items()}
+    if kind == "augmentations":
+        from featurecache.augment import AUGMENTATIONS, ImageAugmentation
+
+        found = {name: AUGMENTATIONS.get(name) for name in AUGMENTATIONS}
+        steps = {
+            name: ", ".join(operation.name for operation in item.operations) or "the plain view again"
+            for name, item in found.items()
+            if isinstance(item, ImageAugmentation)
+        }
+        mixed = {"NAME+mix": "any of these, and some samples mixed with others by mixup or cutmix"}
+        return {
+            **steps,
+            **mixed,
+            "FILE.toml": "one of your own",
+            "mask": "texts: 15 % of the tokens masked, as BERT does",
+        }
     if kind == "sources":
         from featurecache.sources import SOURCES
 

@@ -17,6 +17,7 @@ __all__ = [
     "MODEL",
     "TRAINING",
     "CacheOption",
+    "CachePath",
     "DataOption",
     "DeviceOption",
     "ImageColumn",
@@ -45,6 +46,7 @@ _DATA_HELP = "A name, a folder, tars, tables, texts, https://HOST/X.tar, hf:NAME
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 CacheOption = Annotated[str, typer.Option("--cache", metavar="DIR", help="The cache's directory.")]
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="The cache's directory.")]
 RequiredData = Annotated[list[str], typer.Option("--data", metavar="DATA", help=_DATA_HELP)]
 DataOption = Annotated[
     list[str] | None,

@@ -84,6 +84,18 @@ def train_student(
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of weights, order, dropout, negatives.", rich_help_panel=TRAINING)
     ] = 0,
+    views: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only the first N views; all by default.", rich_help_panel=DATA),
+    ] = None,
+    views_per_sample: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Views of a sample in one batch, decoded once.", rich_help_panel=DATA),
+    ] = 1,
+    check_inputs: Annotated[
+        Literal["all", "sample", "off"],
+        typer.Option(metavar="HOW", help="Compare with what the teacher saw: all, sample, off.", rich_help_panel=DATA),
+    ] = "sample",
     split: Annotated[str, typer.Option(metavar="NAME", help="The split to train on.", rich_help_panel=DATA)] = "train",
     validation: Annotated[
         float, typer.Option(min=0, metavar="PART", help="Part of the rows held out, by key.", rich_help_panel=DATA)
@@ -130,6 +142,9 @@ def train_student(
         precision=amp,
         shuffle=shuffle,
         seed=seed,
+        views=views,
+        views_per_sample=views_per_sample,
+        check_inputs=check_inputs,
         validation=validation,
         labels=labels,
         missing=missing,

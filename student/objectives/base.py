@@ -9,7 +9,17 @@ from torch import Tensor
 from featurecache.inputs import Inputs
 from featurecache.types import SparseLogits
 
-__all__ = ["Batch", "Dimensions", "Objective"]
+__all__ = ["Batch", "Dimensions", "Mix", "Objective"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the samples of a batch were mixed with, on the student's device."""
+
+    labels: Tensor
+    """int64 (batch,): the other sample's class, NO_LABEL where there is none or the sample is not mixed."""
+    share: Tensor
+    """float32 (batch,): how much of it is the sample itself; 1 where it is not mixed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +34,8 @@ class Batch:
     """int64 (batch,): class index, or NO_LABEL where there is none or it may not be used."""
     rows: Tensor
     """int64 (batch,): row numbers in the cache."""
+    mix: Mix | None = None
+    """None where no sample is mixed with another."""
     bank: Mapping[str, Tensor] = field(default_factory=dict)
     """Targets of other rows, float32 (negatives, *shape), none of them in `rows`; empty unless an objective asks."""
 

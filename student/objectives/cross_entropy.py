@@ -17,7 +17,8 @@ __all__ = ["CrossEntropy", "cross_entropy"]
 class CrossEntropy(nn.Module):
     """-log p(label), the mean over the rows of the batch that have a label; exactly 0 where none has.
 
-    With label_smoothing e (default 0) the target is 1 - e on the label and e / classes everywhere.
+    With label_smoothing e (default 0) the target is 1 - e on the label and e / classes everywhere. Of samples that are
+    mixed with others, both labels count by their shares, as in mixup (arXiv 1710.09412).
     """
 
     name: ClassVar[str] = "ce"
@@ -33,8 +34,18 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Reads student "labels" (batch, classes) and batch.labels (batch,)."""
-        return cross_entropy(student["labels"], batch.labels, label_smoothing=self.label_smoothing)
+        """Reads student "labels" (batch, classes), batch.labels (batch,) and batch.mix."""
+        logits, mix = student["labels"], batch.mix
+        if mix is None:
+            return cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        own, other = (
+            F.cross_entropy(
+                logits, labels, ignore_index=NO_LABEL, reduction="none", label_smoothing=self.label_smoothing
+            )
+            for labels in (batch.labels, mix.labels)
+        )
+        labelled = batch.labels != NO_LABEL
+        return ((mix.share * own + (1 - mix.share) * other) * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 def cross_entropy(logits: Logits, labels: Labels, *, label_smoothing: float = 0.0) -> Scalar:

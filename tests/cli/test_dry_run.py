@@ -21,7 +21,7 @@ def test_text_and_json_have_the_same_facts(run, tmp_path):
     facts = json.loads(run(*COMMAND, "--out", tmp_path / "cache", "--dry-run", "--json").out)
     assert shown.code == 0 and list(tmp_path.iterdir()) == []
     lines = [line.split() for line in shown.out.splitlines()]
-    assert ["bytes", f"{facts['bytes']:,}", f"({facts['bytes'] / 1000:.3g}", "kB)"] in lines and [
+    assert ["bytes", f"{facts['bytes']:,}", f"({facts['bytes'] / 1e6:.3g}", "MB)"] in lines and [
         "files",
         f"{facts['files']:,}",
     ] in lines

@@ -231,8 +231,10 @@ def test_data_that_moved_are_asked_for(text_cache, tmp_path):
     finish(extract_cache(teacher="random", data=data, out=cache, workers=0, device="cpu"))
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     with pytest.raises(SourceError, match="the samples are not where the cache says they were") as caught:
-        built(cache, **FAST)
+        open_samples(open_cache(cache), "train")
     assert "--data" in caught.value.hint
+    rows, _ = built(cache, **FAST)  # their tokens are in the cache
+    assert rows.stored is not None and len(rows.keys) == 160
     rows, _ = built(cache, **FAST, data=(str(tmp_path / "elsewhere"),))
     assert len(rows.keys) == 160 and rows.joined.changed_labels == 0
 

@@ -25,7 +25,8 @@ def test_a_finished_cache(cache):
     assert facts["source"]["data"] == ["synthetic-text:160"]
     assert facts["bytes"] == sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     train, test = facts["splits"]["train"], facts["splits"]["test"]
-    assert list(train) == ["probe", "random-text", "rows"] and list(test) == ["random-text", "rows"]
+    assert list(train) == ["inputs", "probe", "random-text", "rows"]
+    assert list(test) == ["inputs", "random-text", "rows"]
     assert train["rows"]["rows"] == 160 and train["rows"]["modality"] == "text" and train["rows"]["classes"] == 4
     embedding, logits = (train["random-text"]["outputs"][name] for name in ("embedding", "logits"))
     assert embedding == "[16] float32: nothing is lost, on 160 rows"

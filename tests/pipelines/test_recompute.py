@@ -9,7 +9,7 @@ from featurecache.errors import CorruptCacheError, TeacherError
 from featurecache.plan import plan_part
 from featurecache.store.layout import EncodedOutput
 from featurecache.types import OutputSpec
-from pipelines.recompute import _described, _load
+from pipelines.recompute import _described, load_again
 from tests.small_caches import Texts, teacher
 from tests.store.small_parts import teacher_part
 
@@ -52,7 +52,7 @@ def test_a_name_that_could_lead_elsewhere_has_to_come_from_the_user(asked, name,
     (tmp_path / "evil").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TeacherError, match="does not say where its teacher is to be found"):
-        _load(part_of(TIMM, name=name), None, None, None)
+        load_again(part_of(TIMM, name=name), None, None, None)
     assert asked == []
 
 
@@ -74,14 +74,14 @@ def test_a_name_that_could_lead_elsewhere_has_to_come_from_the_user(asked, name,
 )
 def test_what_no_teacher_has_is_refused_before_one_is_loaded(asked, part):
     with pytest.raises(CorruptCacheError, match=r"part\.json does not say what its teacher is"):
-        _load(part, None, None, None)
+        load_again(part, None, None, None)
     assert asked == []
 
 
 def test_the_second_try_keeps_what_the_user_gave(asked):
     own = {"model_kwargs": {"classes": 3}}
     with pytest.raises(TeacherError):
-        _load(part_of(TIMM), "torch:mine", "weights", own["model_kwargs"])
+        load_again(part_of(TIMM), "torch:mine", "weights", own["model_kwargs"])
     common = {"modality": "image", "weights": "weights", **own}
     assert asked == [("torch:mine", {**common, "img_size": 224, "crop_pct": 0.9}), ("torch:mine", common)]
 
@@ -91,13 +91,13 @@ def test_there_is_no_second_try_without_options_of_the_cache(asked):
     for teacher_name, part in (("torch:mine", part_of({"library": "torch"}, seen=text)), (None, part_of(TIMM))):
         asked.clear()
         with pytest.raises(TeacherError):
-            _load(part, teacher_name, None, {"classes": 3})
+            load_again(part, teacher_name, None, {"classes": 3})
         assert len(asked) == 1
 
 
 def test_an_output_that_the_teacher_does_not_give():
     part = plan_part(teacher(), Texts({"a": "some text"}), "train")
-    assert _load(part, None, None, None).identity() == teacher().identity()
+    assert load_again(part, None, None, None).identity() == teacher().identity()
     more = EncodedOutput(OutputSpec("tokens", (4,)), "float16")
     with pytest.raises(CorruptCacheError, match="an output tokens that its teacher does not give"):
-        _load(replace(part, outputs=(*part.outputs, more)), None, None, None)
+        load_again(replace(part, outputs=(*part.outputs, more)), None, None, None)

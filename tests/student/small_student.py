@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from featurecache.inputs import TextInput
 from featurecache.teachers.random_projection import byte_tokenizer_json
-from student.data import CachedData, join
+from student.data import CachedData
+from student.join import join
 from student.models import Student
 from student.objectives.base import Dimensions
 from student.objectives.weighted import make_objective

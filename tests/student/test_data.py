@@ -6,7 +6,8 @@ import torch
 
 from featurecache.errors import CorruptCacheError, FeatureCacheError, IdentityError, UsageError
 from featurecache.types import NO_LABEL, SparseLogits
-from student.data import CachedData, join
+from student.data import CachedData
+from student.join import join
 from tests.small_caches import Texts, sentences, teacher, teacher_says, write_cache
 
 TEXTS = sentences(40)

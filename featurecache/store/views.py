@@ -1,0 +1,97 @@
+"""The parameters of a split's views as they were drawn, and the frames that batches of them ask for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from featurecache.augment import Augmentation, ImageAugmentation, augmentation_from_json
+from featurecache.errors import CorruptCacheError, UsageError
+from featurecache.frames import Frames
+from featurecache.store.part_reader import PartReader
+
+__all__ = ["StoredViews"]
+
+
+class StoredViews:
+    """Every view of a split from number 1 on, over the parts that hold them; view 0 has no parameters."""
+
+    def __init__(self, parts: Sequence[PartReader]) -> None:
+        """Parts of kind "views", at least one. Raises CorruptCacheError unless they are one row of views, 1 to N."""
+        self.parts = sorted(parts, key=lambda part: _views(part)[0])
+        first = self.parts[0].part
+        self.stop = 1
+        """One past the last view."""
+        for part in self.parts:
+            self.stop = _stop_after(part, self.stop)
+            if part.part.facts["augmentation"] != first.facts["augmentation"]:
+                raise CorruptCacheError(f"{part.part.prefix} has other views than {first.prefix}")
+        self.rows = first.rows
+        self.proof = str(first.facts["proof"])
+        """`Augmentation.proof` where the views were drawn."""
+        try:
+            self.augmentation: Augmentation = augmentation_from_json(first.facts["augmentation"])
+        except UsageError as error:
+            hint = "a newer featurecache may know it"
+            raise CorruptCacheError(f"the augmentation of {first.prefix} is none: {error.message}", hint=hint) from None
+        self._array = first.array("view")
+        if self._array.shape != (len(self.augmentation.parameters),):
+            raise CorruptCacheError(f"{first.prefix} does not have the parameters of its augmentation")
+
+    def parameters(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """float32 (n, parameters) of these rows in these views, both int64 (n,).
+
+        Raises UsageError for views that there are not, CorruptCacheError for numbers that no augmentation draws.
+        """
+        if views.size and not 0 <= views.min() <= views.max() < self.stop:
+            raise UsageError(f"there are views 0 to {self.stop - 1}, not {views.min()} to {views.max()}")
+        found = np.tile(self.augmentation.plain, (len(rows), 1))
+        for part in self.parts:
+            start, stop = _views(part)
+            at = np.flatnonzero((views >= start) & (views < stop))
+            if at.size:
+                found[at] = part.take(self._array, rows[at], view=views[at])
+        if not self.augmentation.accepts(found):
+            raise CorruptCacheError(f"{self.parts[0].part.prefix} holds numbers that its augmentation never draws")
+        return found
+
+    def frames(self, rows: np.ndarray, views: np.ndarray, samples: np.ndarray | None = None) -> Frames:
+        """The frames of rows int64 (n,), each in views int64 (n, m), and of those that they are mixed with.
+
+        `samples` int64 (rows of the split,) says which sample of a source each row is, -1 for none; by default the
+        source has the split's own order. Raises UsageError where the sample of a partner is not there.
+        """
+        count, each = views.shape
+        parameters = self.parameters(np.repeat(rows, each), views.reshape(-1))
+        shaped = parameters.reshape(count, each, -1)
+        own = rows if samples is None else samples[rows]
+        if not isinstance(self.augmentation, ImageAugmentation) or not self.augmentation.mixes:
+            return Frames.of(own, shaped)
+        offsets = self.augmentation.partner_offsets(parameters)
+        others = self._partner_rows(np.repeat(rows, each), offsets)
+        partners = others if samples is None else samples[others]
+        if (partners < 0).any():
+            message = "some samples are mixed with others that these data do not have"
+            raise UsageError(message, hint="give all the data that the cache was made from")
+        of_partners = self.parameters(others, views.reshape(-1)).reshape(count, each, -1)
+        mixed = np.where(offsets == 0, -1, partners).reshape(count, each)
+        return Frames.of(own, shaped, mixed, of_partners)
+
+    def _partner_rows(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        others = rows + offsets
+        if others.size and not 0 <= others.min() <= others.max() < self.rows:
+            raise CorruptCacheError(f"{self.parts[0].part.prefix} mixes rows with some that there are not")
+        return others
+
+
+def _views(part: PartReader) -> tuple[int, int]:
+    views = part.part.views
+    if views is None or part.part.kind != "views":
+        raise CorruptCacheError(f"{part.part.prefix} holds no views")
+    return views
+
+
+def _stop_after(part: PartReader, expected: int) -> int:
+    start, stop = _views(part)
+    if start != expected:
+        raise CorruptCacheError(f"{part.part.prefix} begins with view {start}, and view {expected} is missing")
+    return stop

@@ -1,0 +1,103 @@
+"""Whether the student is shown what the teacher was shown: the same bytes, decoded to the same pixels or tokens."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from featurecache.errors import IdentityError
+from featurecache.frames import Frames
+from featurecache.inputs import ImageInput, Input, input_from_json
+from featurecache.loader import Loaded
+from featurecache.store.reader import CacheReader
+
+__all__ = ["Alignment", "CheckInputs", "check_augmentation"]
+
+CheckInputs: TypeAlias = Literal["all", "sample", "off"]
+"""Bytes and pixels of every sample; bytes of every sample, pixels of the first batch and a sixteenth later; nothing."""
+
+_EVERY = 16
+_OFF = "; --check-inputs off trains on regardless"
+
+
+class Alignment:
+    """Compares what is read and decoded with the hashes that the cache holds of it."""
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        outputs: Sequence[str],
+        network_input: Input,
+        sample_of: np.ndarray,
+        *,
+        level: CheckInputs,
+    ) -> None:
+        """`sample_of` is int64 (rows of the cache,): the source's index of each row, -1 for none."""
+        self._reader = reader
+        self._output = next(iter(outputs or reader.outputs))
+        self._part = reader.teacher_part(self._output)
+        self._row_of = np.full(int(sample_of.max(initial=-1)) + 1, -1)
+        self._row_of[sample_of[sample_of >= 0]] = np.flatnonzero(sample_of >= 0)
+        self._level = level
+        # texts that are cut elsewhere than the teacher's have other tokens, as they should
+        same_tokens = network_input.to_json() == self._part.facts["input"]
+        self._hashes_inputs = level != "off" and (network_input.modality == "image" or same_tokens)
+
+    def marked(self, frames: Frames, number: int) -> Frames:
+        """A batch, the number-th of a run, with a mark at the samples whose pixels or tokens are to be hashed."""
+        if not self._hashes_inputs:
+            return frames
+        is_all = self._level == "all" or number == 0
+        hashed = np.full(len(frames.samples), True) if is_all else frames.samples % _EVERY == number % _EVERY
+        return replace(frames, hashed=hashed)
+
+    def check(self, loaded: Loaded, keys: Sequence[str]) -> None:
+        """Raises IdentityError for a sample that the teacher saw otherwise. `keys` are those of the source."""
+        if self._level == "off":
+            return
+        rows = self._row_of[loaded.rows]
+        changed = np.flatnonzero(loaded.content_hashes != self._reader.content_hashes[rows])
+        if changed.size:
+            hint = "give the data the cache was made from, or extract again into a new cache" + _OFF
+            key = keys[int(loaded.rows[changed[0]])]
+            raise IdentityError(f"sample {key!r} is not what the teacher saw: its bytes differ", hint=hint)
+        seen = loaded.input_hashes
+        differs = np.flatnonzero((seen != 0) & (seen != self._reader.input_hashes(self._output)[rows]))
+        if differs.size:
+            raise self._decoded_otherwise(keys[int(loaded.rows[differs[0]])])
+
+    def _decoded_otherwise(self, key: str) -> IdentityError:
+        package, what = ("pillow", "pixels") if self._reader.modality == "image" else ("tokenizers", "tokens")
+        versions = self._part.provenance.get("packages")
+        there = versions.get(package) if isinstance(versions, dict) else None
+        here = importlib.metadata.version(package)
+        message = f"sample {key!r} has the bytes that the teacher saw, but gives other {what} here"
+        message += f": {package} {there or 'of another version'} read it then, {here} does now"
+        hint = f"use the {package} that the cache was made with, or extract again into a new cache{_OFF}"
+        return IdentityError(message, hint=hint)
+
+
+def check_augmentation(reader: CacheReader, outputs: Sequence[str], *, views: int) -> None:
+    """Raises IdentityError if views are not made here as they were for the teacher behind the outputs."""
+    for output in outputs or reader.outputs:
+        _check_plain_view(reader, output)
+    stored = reader.stored_views
+    if views > 1 and stored is not None and stored.augmentation.proof() != stored.proof:
+        message = f"the augmentation {stored.augmentation.name!r} makes other views here than it did for the teacher"
+        hint = "use the featurecache and pillow that the cache was made with, or extract again into a new cache" + _OFF
+        raise IdentityError(message, hint=hint)
+
+
+def _check_plain_view(reader: CacheReader, output: str) -> None:
+    part = reader.teacher_part(output)
+    kind = part.facts["input"]
+    if kind.get("kind") != "image" or "proof" not in part.facts:
+        return  # tokens are compared sample by sample
+    network_input = input_from_json(kind)
+    assert isinstance(network_input, ImageInput)
+    if network_input.proof() != part.facts["proof"]:
+        message = f"images are resized otherwise here than for the teacher of {part.prefix}"
+        hint = "use the pillow that the cache was made with, or extract again into a new cache" + _OFF
+        raise IdentityError(message, hint=hint)
