@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from featurecache.augment import Augmentation, ImageAugmentation, TokenAugmentation
-from featurecache.errors import IdentityError, IncompleteError, UsageError
-from featurecache.fingerprint import hash_json
+from featurecache.errors import IncompleteError, UsageError
 from featurecache.inputs import TextInput
 from featurecache.rows import IMAGE_SIZE, rows_identity
 from featurecache.sources.base import Source
@@ -14,11 +13,12 @@ from featurecache.store.layout import FORMAT, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts
+from featurecache.store.stored_inputs import id_limit
 from featurecache.store.views import StoredViews
-from featurecache.store.writer import CacheWriter, find_part
+from featurecache.store.writer import CacheWriter
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["draw_views", "mask_of", "plan_views", "same_views", "stored_tokens", "stored_views", "views_identity"]
+__all__ = ["draw_views", "mask_of", "plan_views", "stored_views", "views_identity"]
 
 
 def views_identity(augmentation: Augmentation | None, *, seed: int, views: tuple[int, int]) -> Json:
@@ -38,7 +38,7 @@ def mask_of(network_input: TextInput) -> TokenAugmentation:
     special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     return TokenAugmentation(
         mask_id=mask_id,
-        vocabulary=network_input.vocabulary_size,
+        vocabulary=id_limit(network_input),
         special_ids=tuple(sorted(special)),
         max_length=network_input.max_length,
     )
@@ -114,26 +114,6 @@ def stored_views(objects: LocalObjects, split: str, *, stop: int = 1) -> StoredV
     if stop > (found.stop if found else 1):
         raise IncompleteError(f"views of split {split!r} are not drawn yet", hint="draw_views does so")
     return found
-
-
-def stored_tokens(objects: LocalObjects, split: str, identity: Json) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Ids of the tokens of rows, int64 (rows,), from the part "inputs" with this identity, which is complete."""
-    part = find_part(objects, split, "inputs", identity)
-    assert part is not None, "inputs are stored before views are drawn"
-    reader = PartReader(objects, part)
-    return lambda rows: reader.elements("tokens", reader.take(part.array("offsets"), rows))
-
-
-def same_views(objects: LocalObjects, split: str, augmentation: Augmentation, seed: int) -> None:
-    """Raises IdentityError if the split has views of another augmentation or seed: one split has one of each."""
-    for part in find_parts(objects, split):
-        if part.kind != "views":
-            continue
-        there = {"augmentation": part.identity["augmentation"], "seed": part.identity["seed"]}
-        here = {"augmentation": augmentation.to_json(), "seed": seed}
-        if hash_json(there) != hash_json(here):
-            hint = "more views of a split are drawn as its first ones were; choose another --out for others"
-            raise IdentityError(f"{part.prefix} holds other views:", fields=[("views", there, here)], hint=hint)
 
 
 class _Sizes:

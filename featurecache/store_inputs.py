@@ -1,7 +1,8 @@
 """The part "inputs" of a split: its samples decoded once for all, as whole frames of one size or as token ids."""
 
+import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from featurecache.sources.base import Source
 from featurecache.store.claims import Claims
 from featurecache.store.layout import FORMAT, REASON, VALID, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
+from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts
-from featurecache.store.stored_inputs import LARGEST_SIZE, id_limit
+from featurecache.store.stored_inputs import LARGEST_SIZE, StoredInputs, id_limit
 from featurecache.store.writer import CacheWriter, find_part
 from featurecache.types import ArraySpec, Dtype, Json, Reason
 
-__all__ = ["plan_inputs", "store_inputs"]
+__all__ = ["plan_inputs", "store_inputs", "stored_tokens"]
 
 _BATCH_ROWS = 256
 _BATCH_BYTES = 2**24
@@ -81,6 +83,17 @@ def store_inputs(
         finally:
             if opened:
                 opened.discard()
+
+
+def stored_tokens(
+    objects: LocalObjects, part: PartSpec, network_input: Input
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """What gives the ids of rows, int64 (rows,), from a part of texts that is complete: for `draw_views`."""
+    found = find_part(objects, part.split, "inputs", part.identity)
+    rows = next(other for other in find_parts(objects, part.split) if other.kind == "rows")
+    assert found is not None and isinstance(network_input, TextInput)
+    stored = StoredInputs(PartReader(objects, found), PartReader(objects, rows))
+    return functools.partial(stored.tokens, below=id_limit(network_input))
 
 
 class _Work:

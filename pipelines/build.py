@@ -16,7 +16,7 @@ from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
 from pipelines.load import open_inputs, open_sealed, open_split, teacher_input
 from pipelines.recipe import TrainRecipe
-from student.alignment import check_augmentation
+from student.alignment import check_augmentation, check_stored
 from student.data import CachedData
 from student.join import Joined, join
 from student.models.build import DEFAULT_STUDENTS, build_backbone
@@ -77,6 +77,8 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     views = _views(recipe, reader.views(outputs))
     if recipe.check_inputs != "off":
         check_augmentation(reader, outputs, views=views.count)
+        if stored is not None:
+            check_stored(reader, outputs, stored)
     joined = join(reader, source, outputs, views=views.count, missing=recipe.missing, max_invalid=recipe.max_invalid)
     logits = reader.outputs.get("logits")
     return Rows(

@@ -86,6 +86,12 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
     facts["bytes"] = sum(payload.bytes for record in records.values() for payload in record.payloads)
     if part.kind == "rows":
         facts |= {"modality": part.facts["modality"], "classes": len(part.facts["class_names"])}
+    if part.views and part.views != (0, 1):
+        facts["views"] = f"{part.views[0]} to {part.views[1] - 1}"
+    if part.kind == "views":
+        facts["augmentation"] = part.facts["augmentation"]["name"]
+    if part.kind == "inputs":
+        facts["input"] = _input_text(part.facts.get("input"))
     if part.kind == "teacher":
         facts["teacher"] = part.facts["teacher"]
         teacher = part.identity.get("teacher")  # a stranger's cache may have anything
@@ -95,6 +101,16 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
         facts |= {name: part.provenance.get(name) for name in ("labels", "validation_accuracy")}
     facts["outputs"] = {output.output.name: output_text(part, output) for output in part.outputs}
     return {name: value for name, value in facts.items() if value not in ({}, None)}
+
+
+def _input_text(value: Json) -> str | None:
+    """ "images of 160 pixels", or "tokens, at most 128 a text"; a stranger's cache may have anything."""
+    if not isinstance(value, dict):
+        return None
+    size, length = value.get("size"), value.get("max_length")
+    if value.get("kind") == "image" and _is_number(size):
+        return f"images of {size} pixels"
+    return f"tokens, at most {length} a text" if _is_number(length) else None
 
 
 def output_text(part: "PartSpec", output: "EncodedOutput") -> str:

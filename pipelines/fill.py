@@ -65,8 +65,8 @@ def fill(objects: "LocalObjects", plans: Sequence[SplitPlan], options: Callable[
 
 def _prepare(objects: "LocalObjects", plan: SplitPlan, workers: int) -> Run[None]:
     """Store inputs and draw views, without any teacher."""
-    from featurecache.draw import draw_views, stored_tokens
-    from featurecache.store_inputs import store_inputs
+    from featurecache.draw import draw_views
+    from featurecache.store_inputs import store_inputs, stored_tokens
 
     if plan.inputs is not None:
         assert plan.network_input is not None
@@ -75,8 +75,9 @@ def _prepare(objects: "LocalObjects", plan: SplitPlan, workers: int) -> Run[None
     for part in plan.views:
         assert plan.augmentation is not None
         first, stop = part.views or (1, 1)
-        is_text = plan.source.modality == "text"
-        tokens = stored_tokens(objects, plan.name, plan.inputs.identity) if is_text and plan.inputs else None
+        tokens = None
+        if plan.source.modality == "text" and plan.inputs and plan.network_input:
+            tokens = stored_tokens(objects, plan.inputs, plan.network_input)
         for shard in draw_views(plan.source, objects, part, plan.augmentation, tokens=tokens):
             yield Advance(
                 f"draw views {plan.name}", (shard.view - first) * part.rows + shard.stop, part.rows * (stop - first)

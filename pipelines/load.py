@@ -77,8 +77,8 @@ def open_inputs(
     """
     from featurecache.store.stored_inputs import ListedSource
 
-    stored = None if data else reader.stored_inputs
-    if stored is not None and stored.accepts(network_input):
+    stored = None if data else reader.stored_inputs(network_input)
+    if stored is not None:
         return ListedSource(reader), stored
     return open_samples(reader.cache, reader.split, data), None
 

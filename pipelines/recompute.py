@@ -55,7 +55,7 @@ def prepare(
     model_kwargs: Mapping[str, Any] | None = None,
     data: Sequence[str] | None = None,
 ) -> list[Recomputation]:
-    """Every part that a teacher gave, with samples and teacher opened.
+    """Every part that a teacher gave, with samples and teacher opened; with `teacher`, those of that one alone.
 
     Raises IdentityError if teacher or samples are not those that the cache was made from, TeacherError if the teacher
     cannot be loaded from what the cache says of it, SourceError.
@@ -64,7 +64,7 @@ def prepare(
 
     opened = open_cache(cache)
     found = []
-    networks: dict[str, Teacher] = {}
+    networks: dict[str, Teacher | IdentityError] = {}
     for split in opened.splits:
         if not has_outputs(opened, split):
             continue
@@ -74,8 +74,14 @@ def prepare(
             raise IdentityError(f"the samples of {split} are not those the cache lists", hint="check --data")
         for part in [part.part for part in reader.teachers.values()]:
             made_by = part.facts["teacher_id"]
-            networks[made_by] = networks.get(made_by) or load_again(part, teacher, weights, model_kwargs)
-            found.append(Recomputation(reader, source, part, networks[made_by]))
+            if made_by not in networks:
+                networks[made_by] = _loaded_or_other(part, teacher, weights, model_kwargs)
+            network = networks[made_by]
+            if not isinstance(network, IdentityError):
+                found.append(Recomputation(reader, source, part, network))
+    others = [network for network in networks.values() if isinstance(network, IdentityError)]
+    if others and not found:
+        raise others[0]
     return found
 
 
@@ -87,8 +93,23 @@ def recompute(prepared: Sequence[Recomputation], rows: int, *, device: str | Non
     found: dict[str, Json] = {}
     for one in prepared:
         outputs = yield from _recompute(one, rows, device or default_device())
-        found.setdefault(one.reader.split, {}).update(outputs)
+        judged = found.setdefault(one.reader.split, {})
+        judged |= {
+            name if name not in judged else f"{name} of {one.part.name}": facts for name, facts in outputs.items()
+        }
     return found
+
+
+def _loaded_or_other(
+    part: "PartSpec", teacher: str | None, weights: str | None, model_kwargs: Mapping[str, Any] | None
+) -> "Teacher | IdentityError":
+    """The teacher of a part, or why the one that was named is not it: another part may be its own."""
+    try:
+        return load_again(part, teacher, weights, model_kwargs)
+    except IdentityError as error:
+        if teacher is None:
+            raise
+        return error
 
 
 def load_again(
@@ -167,30 +188,38 @@ def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     import torch
 
     from featurecache.forward import Forward
+    from featurecache.frames import Frames
     from featurecache.loader import load
 
     reader, source, part, network = one.reader, one.source, one.part, one.network
-    names = [name for name in reader.outputs if reader.output_part(name).prefix == part.prefix]
-    valid = np.flatnonzero(reader.valid(names))
+    names = [name for name in reader.outputs if part in reader.parts_of(name)]
+    first, stop = part.views or (0, 1)
+    valid = np.flatnonzero(np.logical_and.reduce([reader.valid(names, view=view) for view in range(first, stop)]))
     count = min(count, len(valid))
     rows = valid[np.arange(count) * len(valid) // max(count, 1)]
+    views = first + np.arange(count) % (stop - first)
+    stored = reader.stored_views if stop > 1 else None
     exact = {name: torch.empty(count, *reader.outputs[name].shape) for name in names}
     starts = range(0, count, _BATCH)
     forward = Forward(network, batch_size=_BATCH, device=device, precision=part.identity["precision"])
-    for start, batch in zip(
-        starts, load(source, network.input, [rows[at : at + _BATCH] for at in starts]), strict=True
-    ):
+    each = [slice(start, start + _BATCH) for start in starts]
+    batches = [stored.frames(rows[at], views[at, None]) if stored else Frames.plain(rows[at]) for at in each]
+    for start, batch in zip(starts, load(source, network.input, batches), strict=True):
         _check_unchanged(batch, reader, source)
-        for chosen, outputs in forward.outputs(batch.inputs):
+        finished = forward.augmented(batch, stored.augmentation if stored else None)
+        for chosen, outputs in forward.outputs(finished.inputs):
             for name in names:
-                exact[name][start + chosen] = outputs[name.rpartition("/")[2]].float().cpu()
-        yield Advance(f"recompute {reader.split}", start + len(batch.rows), count)
-    stored = reader.read(rows, outputs=names)
-    return {name: _judged(name, exact[name], stored[name]) for name in names if count}
+                exact[name][start + finished.asked[chosen]] = outputs[name.rpartition("/")[2]].float().cpu()
+        yield Advance(f"recompute {reader.split}", start + len(batch.frames), count)
+    found = reader.read(rows, view=views, outputs=names)
+    return {name: _judged(name, exact[name], found[name]) for name in names if count}
 
 
 def _check_unchanged(batch: "Loaded", reader: "CacheReader", source: "Source") -> None:
-    changed = np.flatnonzero((batch.content_hashes != reader.content_hashes[batch.rows]) | (batch.reasons > 0))
+    is_bad = (batch.reasons > 0) & (
+        np.arange(len(batch.rows)) < len(batch.frames)
+    )  # behind them stand partners of a mix
+    changed = np.flatnonzero((batch.content_hashes != reader.content_hashes[batch.rows]) | is_bad)
     if changed.size:
         key = source.keys[int(batch.rows[changed[0]])]
         raise IdentityError(f"sample {key!r} is not what it was when the cache was made", hint="check --data")

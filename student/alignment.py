@@ -12,8 +12,9 @@ from featurecache.frames import Frames
 from featurecache.inputs import ImageInput, Input, input_from_json
 from featurecache.loader import Loaded
 from featurecache.store.reader import CacheReader
+from featurecache.store.stored_inputs import StoredInputs
 
-__all__ = ["Alignment", "CheckInputs", "check_augmentation"]
+__all__ = ["Alignment", "CheckInputs", "check_augmentation", "check_stored"]
 
 CheckInputs: TypeAlias = Literal["all", "sample", "off"]
 """Bytes and pixels of every sample; bytes of every sample, pixels of the first batch and a sixteenth later; nothing."""
@@ -88,6 +89,17 @@ def check_augmentation(reader: CacheReader, outputs: Sequence[str], *, views: in
         message = f"the augmentation {stored.augmentation.name!r} makes other views here than it did for the teacher"
         hint = "use the featurecache and pillow that the cache was made with, or extract again into a new cache" + _OFF
         raise IdentityError(message, hint=hint)
+
+
+def check_stored(reader: CacheReader, outputs: Sequence[str], stored: StoredInputs) -> None:
+    """Raises IdentityError if inputs that the cache holds are not of the pixels or tokens that the teacher saw."""
+    output = next(iter(outputs or reader.outputs))
+    if stored.modality == "text" and reader.teacher_part(output).facts["input"] != stored.input:
+        return  # cut at another length
+    differs = np.flatnonzero(reader.input_hashes(output) != stored.input_hashes())
+    if differs.size:
+        message = f"row {differs[0]:,} of the stored inputs is not what the teacher of {output} saw"
+        raise IdentityError(message, hint="give the data with --data" + _OFF)
 
 
 def _check_plain_view(reader: CacheReader, output: str) -> None:

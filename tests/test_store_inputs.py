@@ -201,7 +201,7 @@ def test_a_second_size_beside_the_first(tmp_path):
         store(objects, source, ImageInput(), 32)
     second = plan_inputs(source, "train", ImageInput(), 32, taken=[first.name])
     assert len(list(store_inputs(source, objects, second, ImageInput()))) == 1
-    assert open_cache(objects.root).split().stored_inputs.size == 32
+    assert open_cache(objects.root).split().stored_inputs().size == 32
     # the same inputs are found again under the name that they have
     assert list(store_inputs(source, objects, plan_inputs(source, "train", ImageInput(), 32), ImageInput())) == []
 

@@ -36,7 +36,7 @@ __all__ = [
 
 _NOT_SPLITS = {"seals"}
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input")}
+_TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input"), "views": ("proof",)}
 _DTYPES = ("float32", "float16", "int8", "uint8", "uint16", "uint64", "int32", "int64")
 
 
@@ -189,3 +189,10 @@ def _check_facts(part: PartSpec) -> None:
             check_text(name)
     if part.kind == "probe":
         check_count(facts["order"])
+    if part.kind == "teacher":
+        check_count(facts.get("order", 0))
+    if part.kind == "views":
+        check_text(facts["augmentation"]["name"])
+        check_count(facts["seed"], below=2**63)
+        if part.views is None or part.views[0] < 1:
+            raise ValueError("view 0 is the plain one, and has no parameters")

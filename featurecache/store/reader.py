@@ -10,6 +10,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameError, UsageError
 from featurecache.fingerprint import key_hash
+from featurecache.inputs import Input
 from featurecache.store.commit import is_complete
 from featurecache.store.layout import PartSpec
 from featurecache.store.objects import LocalObjects
@@ -187,16 +188,16 @@ class CacheReader:
         """The parameters of views 1 and on; None where every output is of view 0. Raises CorruptCacheError."""
         return StoredViews(self._views) if self._views else None
 
-    @cached_property
-    def stored_inputs(self) -> "StoredInputs | None":
-        """The samples as they are kept in the cache itself, the largest; None where they are not, or not all yet.
+    def stored_inputs(self, network_input: Input | None = None) -> "StoredInputs | None":
+        """The samples as they are kept in the cache itself, the largest that a network can be shown, or any.
 
-        Raises CorruptCacheError.
+        None where there are none such, or not all yet. Raises CorruptCacheError.
         """
         from featurecache.store.stored_inputs import StoredInputs
 
         complete = [part for part in self._inputs if is_complete(self.cache.objects, part.part)]
         found = [StoredInputs(part, self._rows) for part in complete]
+        found = [inputs for inputs in found if network_input is None or inputs.accepts(network_input)]
         return max(found, key=lambda inputs: inputs.size, default=None)
 
     def input_hashes(self, output: str) -> np.ndarray:
@@ -263,6 +264,11 @@ class CacheReader:
     def teacher_part(self, output: str) -> PartSpec:
         """The teacher's part behind an output; behind head(embedding) it is the part of the embedding."""
         return self._find(output).source.part
+
+    def parts_of(self, output: str) -> list[PartSpec]:
+        """The teacher's parts that hold an output in different views; none for what a probe gives."""
+        found = self._find(output)
+        return [part.part for part in found.source.parts] if found.part.part.kind == "teacher" else []
 
     def output_part(self, output: str) -> PartSpec:
         """The part that gives an output: a teacher's, or a probe."""
