@@ -13,7 +13,6 @@ from featurecache.store.layout import FORMAT, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts
-from featurecache.store.stored_inputs import id_limit
 from featurecache.store.views import StoredViews
 from featurecache.store.writer import CacheWriter
 from featurecache.types import ArraySpec, Json
@@ -38,7 +37,7 @@ def mask_of(network_input: TextInput) -> TokenAugmentation:
     special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     return TokenAugmentation(
         mask_id=mask_id,
-        vocabulary=id_limit(network_input),
+        vocabulary=network_input.vocabulary_size,
         special_ids=tuple(sorted(special)),
         max_length=network_input.max_length,
     )

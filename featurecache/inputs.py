@@ -4,8 +4,10 @@ A teacher and a student each have such an input. Geometry is decided here and is
 standard deviation is the network's own affair and happens on its device.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -43,6 +45,8 @@ Inputs: TypeAlias = "Mapping[str, Tensor]"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_RESIZED_PIXELS = 2**27
+_MOST_PIXELS = 2**12
+"""Largest side of an image that a cache can ask for."""
 _PROOF_TEXT = "A fixed text: naïve façades, 12,345 µm² — 東京, “quotes”, e\u0301 and\ttabs; UPPER lower."
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -111,8 +115,10 @@ class ImageInput:
             raise UsageError(f"no image input has size {self.size} and crop_pct {self.crop_pct}")
 
     def read(self, data: Decoded) -> np.ndarray:
-        """The image itself."""
+        """The image itself. Raises BadSampleError for one so thin that its plain view would take gigabytes: it is bad
+        in every view then, whichever are made of one decoding."""
         assert isinstance(data, np.ndarray)
+        self._resized((data.shape[1], data.shape[0]))
         return data
 
     def show(self, seen: Seen, parameters: np.ndarray) -> np.ndarray:
@@ -170,7 +176,7 @@ class ImageInput:
         """64 hexadecimal digits over the plain view of a fixed image."""
         rows, columns = np.mgrid[0:97, 0:131]
         image = np.stack([(rows * 7 + columns * 3) % 251, (rows * columns) % 253, rows * 2 + columns // 2], 2)
-        return hash_json(self.prepare(image.astype(np.uint8)).tolist())
+        return hashlib.sha256(self.prepare(image.astype(np.uint8)).tobytes()).hexdigest()
 
     def to_json(self) -> Json:
         """Every field, and the kind."""
@@ -210,10 +216,10 @@ class TextInput:
             self._tokenizer.enable_truncation(self.max_length)
         return self._tokenizer
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
-        """Number of token ids, added tokens included."""
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+        """One past the largest token id, added tokens included: more than there are tokens where ids have gaps."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
     @property
     def padding_id(self) -> int:
@@ -229,7 +235,9 @@ class TextInput:
     def show(self, seen: Seen, parameters: np.ndarray) -> list[int]:
         """The ids with the tokens that a view changes; at most `max_length`, the special ones at the end kept."""
         assert isinstance(seen, list)
-        return self.shortened(corrupt(seen, parameters))
+        ids = self.shortened(seen)
+        end = len(ids) - self._special_at_the_end  # a longer input, whose view this may be, has ordinary tokens there
+        return corrupt(ids[:end], parameters) + ids[end:]
 
     def prepare(self, data: Decoded) -> list[int]:
         """Token ids of one text, special tokens included."""
@@ -242,7 +250,7 @@ class TextInput:
         last = self._special_at_the_end
         return ids[: self.max_length - last] + ids[len(ids) - last :]
 
-    @property
+    @cached_property
     def _special_at_the_end(self) -> int:
         """How many special tokens the tokenizer puts behind every text."""
         mask = self.tokenizer.encode("a").special_tokens_mask
@@ -270,10 +278,29 @@ class TextInput:
 
 
 def input_from_json(value: Mapping[str, Any], tokenizer_json: str | None = None) -> ImageInput | TextInput:
-    """The input that `to_json` described; a text input needs its tokenizer beside it. Raises UsageError."""
-    if value["kind"] == "image":
-        fields = {name: item for name, item in value.items() if name not in ("kind", "modality")}
-        return ImageInput(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-    if tokenizer_json is None:
-        raise UsageError("a text input needs its tokenizer.json")
-    return TextInput(tokenizer_json, max_length=value["max_length"])
+    """The input that `to_json` described; a text input needs its tokenizer beside it.
+
+    Raises UsageError for anything else, however strange: it may come from a stranger's cache.
+    """
+    try:
+        if value["kind"] == "image":
+            return _image_input({name: item for name, item in value.items() if name not in ("kind", "modality")})
+        if tokenizer_json is None or value["kind"] != "text":
+            raise UsageError("it is no image, and a text input needs its tokenizer.json")
+        return TextInput(tokenizer_json, max_length=value["max_length"])
+    except (KeyError, TypeError, ValueError, AttributeError, BadSampleError) as error:
+        raise UsageError(f"that describes no input: {error!r}") from None
+
+
+def _image_input(fields: dict[str, Any]) -> ImageInput:
+    """Raises KeyError, TypeError, ValueError, BadSampleError or UsageError for what describes none."""
+    size, crop_pct, mean, std = (fields[name] for name in ("size", "crop_pct", "mean", "std"))
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _MOST_PIXELS:
+        raise ValueError(f"{str(size)[:40]!r} pixels a side")
+    if not all(isinstance(number, int | float) and abs(number) < _MOST_PIXELS for number in (crop_pct, *mean, *std)):
+        raise ValueError("it needs numbers")
+    if not {len(mean), len(std)} <= {1, 3} or min(std) <= 0:
+        raise ValueError("three channels have one mean or three, and so many deviations, above 0")
+    found = ImageInput(**{**fields, "mean": tuple(mean), "std": tuple(std)})
+    found.plain_box(1, 1)
+    return found

@@ -13,11 +13,12 @@ from featurecache.loader import Loaded, load
 from featurecache.rows import IMAGE_SIZE, ListedContents, rows_identity
 from featurecache.sources.base import Source
 from featurecache.store.claims import Claims
+from featurecache.store.described import LARGEST_SIZE, LONGEST_TEXT
 from featurecache.store.layout import FORMAT, REASON, VALID, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts
-from featurecache.store.stored_inputs import LARGEST_SIZE, StoredInputs, id_limit
+from featurecache.store.stored_inputs import StoredInputs
 from featurecache.store.writer import CacheWriter, find_part
 from featurecache.types import ArraySpec, Dtype, Json, Reason
 
@@ -25,8 +26,6 @@ __all__ = ["plan_inputs", "store_inputs", "stored_tokens"]
 
 _BATCH_ROWS = 256
 _BATCH_BYTES = 2**24
-_LARGEST_PROOF = 224
-"""Pixels a side: the proof is made of the text of every pixel, and larger frames are made in the same way."""
 
 
 def plan_inputs(
@@ -93,7 +92,7 @@ def stored_tokens(
     rows = next(other for other in find_parts(objects, part.split) if other.kind == "rows")
     assert found is not None and isinstance(network_input, TextInput)
     stored = StoredInputs(PartReader(objects, found), PartReader(objects, rows))
-    return functools.partial(stored.tokens, below=id_limit(network_input))
+    return functools.partial(stored.tokens, below=network_input.vocabulary_size)
 
 
 class _Work:
@@ -179,6 +178,9 @@ def _described(network_input: Input, size: int | None) -> Json:
     if isinstance(network_input, TextInput):
         if size is not None:
             raise UsageError("texts are kept as tokens and have no size in pixels", hint="leave out the size")
+        if network_input.max_length > LONGEST_TEXT:
+            hint = f"choose a --max-length of {LONGEST_TEXT:,} at most"
+            raise UsageError(f"texts cannot be kept at {network_input.max_length:,} tokens", hint=hint)
         return network_input.to_json()
     if size is None or not 1 <= size <= LARGEST_SIZE:
         raise UsageError(f"images cannot be kept at {size} pixels a side", hint=f"choose 1 to {LARGEST_SIZE:,}")
@@ -187,7 +189,7 @@ def _described(network_input: Input, size: int | None) -> Json:
 
 def _arrays(network_input: Input, what: Json) -> tuple[ArraySpec, ...]:
     if isinstance(network_input, TextInput):
-        dtype: Dtype = "uint16" if id_limit(network_input) <= 2**16 else "int32"
+        dtype: Dtype = "uint16" if network_input.vocabulary_size <= 2**16 else "int32"
         return ArraySpec("tokens", dtype, longest=network_input.max_length), ArraySpec(
             "offsets", "int64", (2,), ("bound",)
         )
@@ -196,7 +198,7 @@ def _arrays(network_input: Input, what: Json) -> tuple[ArraySpec, ...]:
 
 def _proving(network_input: Input, what: Json) -> Input:
     """The input whose proof tells whether samples are still made in the same way."""
-    return network_input if isinstance(network_input, TextInput) else _whole(min(what["size"], _LARGEST_PROOF))
+    return network_input if isinstance(network_input, TextInput) else _whole(what["size"])
 
 
 def _whole(size: int) -> ImageInput:

@@ -8,10 +8,12 @@ _PUBLIC = {
     "describe_cache": "pipelines.describe",
     "describe_progress": "pipelines.describe",
     "evaluate_run": "pipelines.evaluate",
+    "extend_cache": "pipelines.extend",
     "extract_cache": "pipelines.extract",
     "finish": "pipelines.events",
     "fit_probe": "pipelines.probe",
     "fit_teacher": "pipelines.fit",
+    "show_views": "pipelines.views",
     "train_student": "pipelines.train",
 }
 

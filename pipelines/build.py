@@ -74,7 +74,9 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     objective = recipe.objective or _default_objective(reader, source)
     wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
     outputs = tuple(name for name in reader.outputs if name in wanted)
-    views = _views(recipe, reader.views(outputs))
+    views = _views(recipe, reader.views(outputs or None))  # where labels alone teach, those of every output
+    if views.count > 1 and reader.stored_views is not None:
+        reader.stored_views.check_fits(network_input)
     if recipe.check_inputs != "off":
         check_augmentation(reader, outputs, views=views.count)
         if stored is not None:

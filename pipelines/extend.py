@@ -2,13 +2,13 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import IdentityError, UsageError, differences
+from featurecache.errors import IdentityError, SourceError, UsageError, differences
 from featurecache.fingerprint import canonical_json
 from featurecache.sources import Source
 from featurecache.types import Json, Modality
@@ -65,7 +65,24 @@ def extend_cache(
     opened, before = open_sealed(str(cache))
     only_views = views is not None and not (outputs or teacher or store_inputs)
     chosen = splits or [name for name in opened.splits if not only_views or name not in EVALUATION_SPLITS]
-    wish = _Wish(views, augment, seed, outputs, encode or {}, temperatures, store_inputs, precision, named=bool(splits))
+    if not chosen:
+        message = f"{', '.join(opened.splits)} have the plain view alone"
+        raise UsageError(message, hint="name those that shall have more with --split")
+    wish = _Wish(
+        views,
+        augment,
+        seed,
+        outputs,
+        encode or {},
+        temperatures,
+        store_inputs,
+        precision,
+        named=bool(splits),
+        is_inputs_only=not (views or outputs or teacher),
+    )
+    if wish.is_inputs_only and (augment or seed is not None):
+        hint = "ask for random ones with --views 8"
+        raise UsageError("--augment and --seed make no difference without further views", hint=hint)
     teachers = _Teachers(opened, teacher, teacher_options)
     plans = [_plan(opened, split, _source(opened, split, data), teachers, wish) for split in chosen]
     for network in teachers.loaded:
@@ -89,25 +106,39 @@ def _source(cache: "Cache", split: str, data: Sequence[str] | None) -> Source:
     from featurecache.sources import open_data
     from pipelines.load import open_samples
 
-    if split in cache.splits or not data:
+    if split in cache.splits:
         return open_samples(cache, split, data)
-    return open_data(list(data), splits=[split])[split]
+    if data:
+        return open_data(list(data), splits=[split])[split]
+    try:
+        return open_samples(cache, split)
+    except SourceError as error:
+        message = f"{split} is no split of the cache, nor of the data it was made from"
+        raise SourceError(message, hint=f"say what its samples are with --data {split}=DATA") from error
 
 
 def _plan(cache: "Cache", split: str, source: Source, teachers: "_Teachers", wish: "_Wish") -> SplitPlan:
     """What one split is to hold besides what it has."""
     standing = Standing(cache, split)
     if not standing.bases:
+        if wish.named:
+            _refuse_for_new_split(split, wish)
         return _new_split(cache, split, source, teachers)
+    if wish.is_inputs_only:
+        return _only_inputs(cache, split, source, standing, wish.store_inputs)
     evaluates = split in EVALUATION_SPLITS and not wish.named
     stop = standing.views if evaluates else _wanted_views(wish.views, standing.views)
     networks = teachers.of(standing)
-    augmentation, seed = _augmentation(standing, wish, stop, networks[0]) if stop > 1 else (None, 0)
+    augmentation, seed = _augmentation(standing, wish, stop, networks[0])
     drawn = max((_views(part)[1] for part in standing.drawn), default=1)
-    lessons = [] if teachers.is_new else _further_views(standing, networks, augmentation, seed, stop)
-    if wish.outputs or teachers.is_new:
+    _refuse_other_count(cache, split, (drawn, stop))
+    is_new = not any(_gave(network, base) for network in networks for base in standing.bases)
+    lessons = [] if is_new else _further_views(standing, networks, augmentation, seed, stop)
+    if wish.outputs or is_new:
         for network in networks:
-            lessons += _further_outputs(standing, network, source, split, wish, augmentation, seed, stop)
+            found = _further_outputs(standing, network, source, split, wish, augmentation, seed, stop)
+            taken = {lesson.part.name for lesson in lessons}
+            lessons += [replace(one, part=replace(one.part, name=standing.free(one.part.name, taken))) for one in found]
     return SplitPlan(
         split,
         source,
@@ -125,12 +156,13 @@ def _further_views(
     """What the chosen teachers gave before, in the views up to `stop`."""
     from featurecache.plan import more_views
 
-    lessons = []
+    lessons: list[Lesson] = []
     for base in standing.bases:
         network = next((network for network in networks if _gave(network, base)), None)
         first = standing.stop(base)
         if network is not None and augmentation is not None and first < stop:
             part = more_views(base, augmentation, seed=seed, views=(first, stop))
+            part = replace(part, name=standing.free(part.name, {lesson.part.name for lesson in lessons}))
             lessons.append(Lesson(network, part, is_measured=True))
     return lessons
 
@@ -167,7 +199,7 @@ def _further_outputs(
         views=(0, stop),
     )
     order = _order(given[0])[0] if given else 1 + max(_order(base)[0] for base in standing.bases)
-    return [Lesson(network, replace(part, name=standing.free(part.name), facts={**part.facts, "order": order}))]
+    return [Lesson(network, replace(part, facts={**part.facts, "order": order}))]
 
 
 def _new_split(cache: "Cache", split: str, source: Source, teachers: "_Teachers") -> SplitPlan:
@@ -192,6 +224,36 @@ def _new_split(cache: "Cache", split: str, source: Source, teachers: "_Teachers"
     network_input = lessons[0].network.input
     inputs = plan_inputs(source, split, network_input) if source.modality == "text" else None
     return SplitPlan(split, source, lessons=lessons, inputs=inputs, network_input=network_input)
+
+
+def _only_inputs(cache: "Cache", split: str, source: Source, standing: "Standing", size: int | None) -> SplitPlan:
+    """The samples themselves, as the cache's teacher reads them: no teacher is loaded for that."""
+    from featurecache.store_inputs import plan_inputs
+    from pipelines.load import teacher_input
+
+    network_input = teacher_input(cache, cache.split(split))
+    inputs = plan_inputs(source, split, network_input, size, taken=standing.names)
+    return SplitPlan(split, source, inputs=inputs, network_input=network_input)
+
+
+def _refuse_for_new_split(split: str, wish: "_Wish") -> None:
+    given = {"--views": wish.views, "--outputs": wish.outputs, "--augment": wish.augment, "--seed": wish.seed}
+    given |= {"--encode": wish.encode, "--store-inputs": wish.store_inputs}
+    if unused := [flag for flag, value in given.items() if value not in (None, {})]:
+        message = f"{split} is a new split: it gets what the others have, in the plain view"
+        raise UsageError(
+            message, hint=f"add it first, without {', '.join(unused)}; then extend it with --split {split}"
+        )
+
+
+def _refuse_other_count(cache: "Cache", split: str, views: tuple[int, int]) -> None:
+    """Raises UsageError where an interrupted run has begun views from the same one on, but not as many."""
+    first, stop = views
+    begun = (part for part in cache.all_parts() if (part.split, part.kind) == (split, "views"))
+    other = next((_views(part)[1] for part in begun if _views(part)[0] == first and _views(part)[1] != stop), None)
+    if other and stop > first:
+        message = f"an interrupted run has begun to draw {other} views of {split}, not {stop}"
+        raise UsageError(message, hint=f"finish that first, with --views {other}")
 
 
 def _inputs(
@@ -222,6 +284,11 @@ def _augmentation(
     """
     from featurecache.augment import augmentation_from_json
 
+    if stop == 1 and not standing.drawn:
+        if wish.augment or wish.seed is not None:
+            hint = "ask for random ones with --views 8"
+            raise UsageError("--augment and --seed make no difference to view 0", hint=hint)
+        return None, 0
     if not standing.drawn:
         return augmentation_of(wish.augment, stop, network), wish.seed or 0
     first = standing.drawn[0]
@@ -255,8 +322,6 @@ class _Teachers:
     def __init__(self, cache: "Cache", name: str | None, options: Mapping[str, Any]) -> None:
         self._name, self._options = name, dict(options)
         self.loaded: list[Teacher] = []
-        self.is_new = False
-        """Whether the teacher that was named is not in the cache."""
         bases = [base for split in cache.splits for base in Standing(cache, split).bases]
         if name is not None:
             self._load_named(name, bases)
@@ -285,7 +350,6 @@ class _Teachers:
         modality: Modality = "text" if bases and bases[0].facts["input"]["kind"] == "text" else "image"
         network = load_teacher(name, modality=modality, **self._options)
         self.loaded.append(network)
-        self.is_new = not any(_gave(network, base) for base in bases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +366,7 @@ class _Wish:
     precision: str | None
     named: bool
     """Whether the splits were: otherwise val and test get no random views."""
+    is_inputs_only: bool
 
 
 class Standing:
@@ -322,10 +387,10 @@ class Standing:
         same = (part for part in self._teachers if _kept(part) == _kept(base))
         return max(_views(part)[1] for part in same)
 
-    def free(self, name: str) -> str:
+    def free(self, name: str, taken: Collection[str] = ()) -> str:
         """The name for a part, with a number behind it where that is taken."""
         names = (name, *(f"{name[:58]}-{number}" for number in range(2, 10_000)))
-        return next(free for free in names if free not in self.names)
+        return next(free for free in names if free not in self.names and free not in taken)
 
 
 def _gave(network: "Teacher", part: "PartSpec") -> bool:

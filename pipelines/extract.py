@@ -157,6 +157,8 @@ def _refuse_others(objects: "LocalObjects", plans: Sequence[SplitPlan]) -> None:
         matching_part(objects, plan.name, "rows", rows_identity(plan.source))
         for lesson in plan.lessons:
             matching_part(objects, plan.name, "teacher", lesson.part.identity)
+        for part in plan.views:
+            matching_part(objects, plan.name, "views", part.identity)
 
 
 def _resolved(given: str, full: str) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 
 from PIL import ImageFont
 
+from featurecache.errors import UsageError
 from pipelines.visible import shortened, visible
 
 __all__ = ["drawable", "fitted", "font", "length", "wrapped"]
@@ -20,18 +21,21 @@ _MOST_LETTERS = 400
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's default font, so many pixels high. Raises UsageError where Pillow has none that can be measured."""
     found = ImageFont.load_default(size)
-    assert isinstance(found, ImageFont.FreeTypeFont), "Pillow is built without FreeType"
+    if not isinstance(found, ImageFont.FreeTypeFont):
+        raise UsageError("this Pillow cannot write words: it is built without FreeType", hint="install its wheel")
     return found
 
 
 def length(text: str, size: int) -> int:
+    """Pixels that a text takes, rounded up."""
     return math.ceil(font(size).getlength(text))
 
 
 def drawable(text: str) -> str:
-    """In letters that Pillow's own font has: without accents, and with escapes for other scripts, which would all look
-    the same."""
+    """A text in letters that the font has: without accents, and with escapes for other scripts, whose letters would all
+    look the same."""
     shown = visible(text)
     return shown if shown.isascii() else "".join(map(_letter, shown))
 

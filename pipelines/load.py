@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["has_outputs", "open_inputs", "open_samples", "open_sealed", "open_split", "teacher_input"]
 
 
+_MOST_TOKENS = 2**17
+"""Of a text, that a cache can ask for."""
+_MOST_GAPS = 2**16
+"""Ids without a token, besides as many as there are tokens."""
 _COLUMNS = ("text_column", "label_column", "id_column", "image_column")
 
 
@@ -102,9 +106,9 @@ def teacher_input(
     if value["kind"] == "image":
         try:
             found = input_from_json(value)
-            assert isinstance(found, ImageInput)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptCacheError(f"{part.prefix}/part.json has an input that is none: {error}") from None
+        except UsageError as error:
+            raise CorruptCacheError(f"{part.prefix}/part.json has an input that is none: {error.message}") from None
+        assert isinstance(found, ImageInput)
         return replace(found, size=img_size or found.size)
     return _text_input(cache, part, max_length or value.get("max_length"))
 
@@ -112,8 +116,12 @@ def teacher_input(
 def _text_input(cache: "Cache", part: "PartSpec", max_length: Json) -> TextInput:
     """The tokenizer of a part, once tried. Raises CorruptCacheError if it is none."""
     try:
-        found = TextInput(cache.asset(part, "tokenizer.json").decode(), max_length=check_count(max_length, below=2**31))
+        length = check_count(max_length, below=_MOST_TOKENS + 1)
+        found = TextInput(cache.asset(part, "tokenizer.json").decode(), max_length=length)
         found.prepare("a trial")
+        tokens = found.tokenizer.get_vocab_size(with_added_tokens=True)
+        if found.vocabulary_size > 2 * tokens + _MOST_GAPS:  # a student has a row of weights for each id
+            raise ValueError(f"its {tokens:,} tokens have ids up to {found.vocabulary_size - 1:,}")
     except FeatureCacheError:
         raise
     except Exception as error:  # noqa: BLE001 - the tokenizers package raises nothing more exact

@@ -194,11 +194,16 @@ def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     reader, source, part, network = one.reader, one.source, one.part, one.network
     names = [name for name in reader.outputs if part in reader.parts_of(name)]
     first, stop = part.views or (0, 1)
-    valid = np.flatnonzero(np.logical_and.reduce([reader.valid(names, view=view) for view in range(first, stop)]))
+    is_valid = np.ones(len(reader), bool)
+    for view in range(first, stop):
+        is_valid &= reader.valid(names, view=view)
+    valid = np.flatnonzero(is_valid)
     count = min(count, len(valid))
     rows = valid[np.arange(count) * len(valid) // max(count, 1)]
     views = first + np.arange(count) % (stop - first)
     stored = reader.stored_views if stop > 1 else None
+    if stored is not None:
+        stored.check_fits(network.input)
     exact = {name: torch.empty(count, *reader.outputs[name].shape) for name in names}
     starts = range(0, count, _BATCH)
     forward = Forward(network, batch_size=_BATCH, device=device, precision=part.identity["precision"])

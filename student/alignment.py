@@ -3,11 +3,12 @@
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from featurecache.errors import IdentityError
+from featurecache.errors import CorruptCacheError, IdentityError, UsageError
 from featurecache.frames import Frames
 from featurecache.inputs import ImageInput, Input, input_from_json
 from featurecache.loader import Loaded
@@ -65,9 +66,14 @@ class Alignment:
             key = keys[int(loaded.rows[changed[0]])]
             raise IdentityError(f"sample {key!r} is not what the teacher saw: its bytes differ", hint=hint)
         seen = loaded.input_hashes
-        differs = np.flatnonzero((seen != 0) & (seen != self._reader.input_hashes(self._output)[rows]))
+        differs = np.flatnonzero((seen != 0) & (seen != self._hashes[rows]))
         if differs.size:
             raise self._decoded_otherwise(keys[int(loaded.rows[differs[0]])])
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        """uint64 (rows of the cache,): of what the teacher was shown; read once, not for every batch."""
+        return self._reader.input_hashes(self._output)
 
     def _decoded_otherwise(self, key: str) -> IdentityError:
         package, what = ("pillow", "pixels") if self._reader.modality == "image" else ("tokenizers", "tokens")
@@ -105,9 +111,12 @@ def check_stored(reader: CacheReader, outputs: Sequence[str], stored: StoredInpu
 def _check_plain_view(reader: CacheReader, output: str) -> None:
     part = reader.teacher_part(output)
     kind = part.facts["input"]
-    if kind.get("kind") != "image" or "proof" not in part.facts:
+    if reader.modality != "image" or "proof" not in part.facts:
         return  # tokens are compared sample by sample
-    network_input = input_from_json(kind)
+    try:
+        network_input = input_from_json(kind)
+    except UsageError as error:
+        raise CorruptCacheError(f"{part.prefix}/part.json has an input that is none: {error.message}") from None
     assert isinstance(network_input, ImageInput)
     if network_input.proof() != part.facts["proof"]:
         message = f"images are resized otherwise here than for the teacher of {part.prefix}"

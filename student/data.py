@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from featurecache.augment import Augmentation, ImageAugmentation
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import CorruptCacheError, FeatureCacheError
 from featurecache.frames import Frames
 from featurecache.inputs import Input, Inputs
 from featurecache.loader import Finished, Loaded, finish, load
 from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
 from featurecache.store.stored_inputs import StoredInputs
-from featurecache.types import NO_LABEL, SparseLogits
+from featurecache.types import NO_LABEL, Reason, SparseLogits
 from student.alignment import Alignment, CheckInputs
 from student.objectives.base import Batch, Mix
 from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
@@ -96,9 +96,12 @@ class CachedData:
         self.device = torch.device(device)
         self.workers = workers
         self.shuffle: Shuffle = self._shuffle_that_fits() if shuffle == "auto" else shuffle
-        self._sample_of = _places(self.rows, samples) if sample_of is None else sample_of
+        self._sample_of = self._places() if sample_of is None else sample_of
         self._label_of = np.full(len(source), NO_LABEL)
         self._label_of[samples] = labels
+        self._undecoded: np.ndarray | None = None
+        if reader is not None and views.count > 1:
+            self._undecoded = _undecoded(reader, self.outputs, views.count)
         self.checks: Alignment | None = None
         if reader is not None and stored is None:
             self.checks = Alignment(reader, self.outputs, network_input, self._sample_of, level=check_inputs)
@@ -179,9 +182,10 @@ class CachedData:
         return choose_shuffle(round(part * stored), available_memory())
 
     def _batches(self, plan: "Iterator[_Step]") -> Iterator[Batch]:
-        plan, asked, told, again = itertools.tee(plan, 4)
+        plan, told = itertools.tee(plan)
         targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]] = itertools.repeat({})
         if self.reader is not None:
+            told, asked, again = itertools.tee(told, 3)
             rows = (np.repeat(self.rows[step.positions], step.views.shape[1]) for step in asked)
             views = (step.views.reshape(-1) for step in again)
             targets = self.reader.gather(rows, views=views, outputs=self.outputs, device=self.device)
@@ -198,7 +202,7 @@ class CachedData:
         else:
             stored = self.reader.stored_views
             assert stored is not None
-            frames = stored.frames(self.rows[step.positions], step.views, self._sample_of)
+            frames = stored.frames(self.rows[step.positions], step.views, self._sample_of, bad=self._undecoded)
         return self.checks.marked(frames, step.number) if self.checks else frames
 
     def _load(self, plan: Iterator[Frames]) -> Iterator[Loaded]:
@@ -215,7 +219,7 @@ class CachedData:
         """The teacher saw this very data, and it decodes here too."""
         if self.checks:
             self.checks.check(loaded, self.source.keys)
-        if self.reader is not None and finished.asked.size < len(loaded.frames):
+        if self.reader is not None and loaded.reasons.any():  # of a partner, too: bad ones are not asked for
             key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
             raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
 
@@ -258,6 +262,13 @@ class CachedData:
         bank = self.reader.read(others, outputs=dense, device=self.device)
         return replace(batch, bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)})
 
+    def _places(self) -> np.ndarray:
+        """int64 (rows of the cache,): the sample of each row, -1 where it has none."""
+        count = len(self.reader) if self.reader is not None else int(self.rows.max(initial=-1)) + 1
+        found = np.full(count, -1)
+        found[self.rows] = self.samples
+        return found
+
     def _move(self, inputs: Inputs) -> Inputs:
         pinned = self.device.type == "cuda"  # elsewhere the memory could be gone before the copy is done
         return {name: tensor.to(self.device, non_blocking=pinned) for name, tensor in inputs.items()}
@@ -277,8 +288,13 @@ class _Step:
     """int64: the positions that are in memory, from which a bank can be drawn; None where all are."""
 
 
-def _places(numbers: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int64: the value of each number up to the largest of them, -1 where it has none."""
-    found = np.full(int(numbers.max(initial=-1)) + 1, -1)
-    found[numbers] = values
-    return found
+def _undecoded(reader: CacheReader, outputs: Sequence[str], views: int) -> np.ndarray:
+    """bool (rows of the cache,): which the teacher could not decode.
+
+    Raises CorruptCacheError for a cache that does not say what its views are.
+    """
+    stored = reader.stored_views
+    if stored is None or stored.stop < views:
+        raise CorruptCacheError(f"split {reader.split!r} has outputs of {views} views and does not say what they are")
+    reasons = reader.reasons(next(iter(outputs or reader.outputs)))
+    return (reasons != Reason.VALID) & (reasons != Reason.NOT_FINITE)

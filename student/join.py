@@ -57,7 +57,10 @@ def join(
     samples = samples[np.argsort(rows[samples])]
     common = rows[samples]
     # where labels alone teach, a bad sample is still a bad sample
-    usable = np.logical_and.reduce([reader.valid(outputs or None, view=view) for view in range(views)])[common]
+    usable = np.ones(len(reader), bool)
+    for view in range(views):
+        usable &= reader.valid(outputs or None, view=view)
+    usable = usable[common]
     invalid = int(common.size - usable.sum())
     if not usable.any():
         raise UsageError("the data and the cache have no usable sample in common", hint="is this the right --data?")

@@ -29,16 +29,26 @@ def blocks(file, language, containing):
 
 
 def six_lines():
-    (block,) = blocks("README.md", "sh", "featurecache extract")
+    block, _ = blocks("README.md", "sh", "featurecache extract")
     return block.splitlines()
+
+
+def commands(document):
+    """Every command of the program in a document's blocks of shell lines."""
+    lines = [
+        line.partition("#")[0].strip()
+        for block in blocks(document, "sh", "featurecache ")
+        for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith("featurecache ")]
 
 
 def test_readme_shows_six_lines():
     assert len(six_lines()) == 6
 
 
-@pytest.mark.parametrize("line", six_lines())
-def test_readme_line_is_accepted(line):
+@pytest.mark.parametrize("line", [*commands("README.md"), *commands("docs/views.md")])
+def test_line_is_accepted(line):
     program, name, *words = shlex.split(line)
     assert program == "featurecache"
     COMMANDS[name].make_context(name, words)  # refuses unknown options, missing ones and wrong values

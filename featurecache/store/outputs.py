@@ -76,9 +76,10 @@ def _given(teachers: Iterable[PartReader]) -> list[Output]:
 
 def _goes_on(parts: Sequence[PartReader], part: PartReader) -> bool:
     """Whether a part holds what these parts hold, in views that none of them has."""
-    views = {view for other in parts for view in range(*other.part.views or (0, 1))}
+    start, stop = part.part.views or (0, 1)
+    ranges = (other.part.views or (0, 1) for other in parts)
     same = parts[0].part.facts["teacher_id"] == part.part.facts["teacher_id"]
-    return same and views.isdisjoint(range(*part.part.views or (0, 1)))
+    return same and all(stop <= first or last <= start for first, last in ranges)
 
 
 def _age(part: PartSpec) -> tuple[int, str]:
@@ -105,8 +106,9 @@ def _encoding(output: Output) -> Encoding:
         encoding = make_encoding(kept.encoding, kept.output, scale=kept.scale)
     except UsageError as error:
         raise CorruptCacheError(f"{part.prefix} cannot be decoded: {error}") from None
-    if not set(encoding.arrays) <= set(part.arrays):
-        raise CorruptCacheError(f"{part.prefix} has not the arrays of {encoding.spec} for its outputs")
+    for other in output.source.parts:
+        if not set(encoding.arrays) <= set(other.part.arrays):
+            raise CorruptCacheError(f"{other.part.prefix} has not the arrays of {encoding.spec} for its outputs")
     return encoding
 
 

@@ -100,29 +100,26 @@ class _MappedArray:
         shard_rows = part.rows_per_shard
         self._inner_rows = inner_rows(array, shard_rows)
         per_shard = shard_rows // self._inner_rows
-        shards = part.shards()
+        in_view = math.ceil(part.rows / shard_rows)
+        slots = part.shard_count
         files = {}
         self._name = f"{part.prefix}/{array.name}"
         self._rows = part.rows
-        self._view_rows = math.ceil(part.rows / shard_rows) * shard_rows
+        self._view_rows = in_view * shard_rows
         # crc32c of each inner chunk; -1 where there is none
-        expected = np.full((len(shards), per_shard), -1, np.int64)
-        for slot, shard in enumerate(shards):
-            record = records.get((shard.view, shard.index))
-            if record is None:
-                continue
-            key = shard_key(part, array, shard)
+        expected = np.full((slots, per_shard), -1, np.int64)
+        for (view, index), record in sorted(records.items()):  # not every shard: a stranger may claim a million
+            slot = (view - (part.views or (0, 1))[0]) * in_view + index
+            key = shard_key(part, array, record.shard)
             payload = next((payload for payload in record.payloads if payload.key == key), None)
             if payload is None or objects.size(key) != payload.bytes:
                 raise CorruptCacheError(f"{key} is not the object that was committed")
             expected[slot, : len(payload.inner)] = payload.inner
             files[slot] = objects.path(key), len(payload.inner) * self._inner_rows * array.row_bytes
-        data = map_shards(files, slots=len(shards), slot_bytes=shard_rows * array.row_bytes)
+        data = map_shards(files, slots=slots, slot_bytes=shard_rows * array.row_bytes)
         row_shape = (array.longest,) if array.longest else array.shape
-        self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(len(shards) * shard_rows, *row_shape)
+        self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(slots * shard_rows, *row_shape)
         assert self.values.flags.c_contiguous and self.values.flags.aligned  # else np.take copies the whole array first
-        # each view's rows without the padding of its last shard
-        self._views = [self.values[at:][: part.rows] for at in range(0, len(self.values), self._view_rows)]
         self._expected = expected.reshape(-1)
         self._checked = np.full(self._expected.shape, trust) & (self._expected >= 0)
         self._all_checked = self._checks_done()
@@ -132,7 +129,8 @@ class _MappedArray:
         self.check(rows, slot)
         # "clip" lets numpy write straight into the result; the range was checked above
         if isinstance(slot, int):
-            return self._views[slot].take(rows, axis=0, out=out, mode="clip")
+            view = self.values[slot * self._view_rows :][: self._rows]  # without the padding of its last shard
+            return view.take(rows, axis=0, out=out, mode="clip")
         return self.values.take(rows + slot * self._view_rows, axis=0, out=out, mode="clip")
 
     def check(self, rows: np.ndarray, slot: int | np.ndarray) -> None:
@@ -179,7 +177,7 @@ class _MappedArray:
 
     def _checks_done(self) -> bool:
         """Whether every row there should be was found good; the end of a view's last shard has no rows to check."""
-        per_view = self._checked.reshape(len(self._views), -1)
+        per_view = self._checked.reshape(-1, self._view_rows // self._inner_rows)
         return bool(per_view[:, : math.ceil(self._rows / self._inner_rows)].all())
 
     def _named(self, chunk: int) -> str:

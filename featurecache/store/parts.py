@@ -12,6 +12,8 @@ from featurecache.store.layout import (
     FORMAT,
     GROUP,
     MAX_PART_BYTES,
+    REASON,
+    VALID,
     Asset,
     EncodedOutput,
     PartSpec,
@@ -36,7 +38,20 @@ __all__ = [
 
 _NOT_SPLITS = {"seals"}
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_TEXT_FACTS = {"teacher": ("teacher", "teacher_id"), "probe": ("teacher_id", "input"), "views": ("proof",)}
+_TEXT_FACTS = {
+    "teacher": ("teacher", "teacher_id"),
+    "probe": ("teacher_id", "input"),
+    "views": ("proof",),
+    "inputs": ("proof",),
+}
+_SHARED_ARRAYS = (VALID, REASON, ArraySpec("input_hash", "uint64"))
+_ROWS_ARRAYS = (
+    ArraySpec("key_hash", "uint8", (16,), ("byte",)),
+    ArraySpec("key_offsets", "int64", (2,), ("bound",)),
+    ArraySpec("label", "int32"),
+    ArraySpec("content_hash", "uint64"),
+)
+_RAGGED = ("key_text", "tokens")
 _DTYPES = ("float32", "float16", "int8", "uint8", "uint16", "uint64", "int32", "int64")
 
 
@@ -181,6 +196,10 @@ def _check_facts(part: PartSpec) -> None:
         raise TypeError("identity, facts and provenance are JSON objects")
     for name in _TEXT_FACTS.get(part.kind, ()):
         check_text(facts[name])
+    known = {array.name: array for array in (_ROWS_ARRAYS if part.kind == "rows" else _SHARED_ARRAYS)}
+    for array in part.arrays:
+        if array != known.get(array.name, array) or (array.name in _RAGGED and not array.longest):
+            raise ValueError(f"its array {array.name} is another")
     if part.kind == "rows":
         check_text(identity["fingerprint"])
         if facts["modality"] not in ("image", "text") or not isinstance(facts["class_names"], list):
@@ -191,6 +210,8 @@ def _check_facts(part: PartSpec) -> None:
         check_count(facts["order"])
     if part.kind == "teacher":
         check_count(facts.get("order", 0))
+        if not isinstance(facts["input"], dict):
+            raise TypeError("a teacher's input is a JSON object")
     if part.kind == "views":
         check_text(facts["augmentation"]["name"])
         check_count(facts["seed"], below=2**63)

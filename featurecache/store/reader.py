@@ -179,9 +179,7 @@ class CacheReader:
 
     def views(self, outputs: Sequence[str] | None = None) -> int:
         """How many views, from 0 on, there are of all of these outputs (default: every output there is)."""
-        common = [source.views for source in self._sources(outputs)]
-        shared = frozenset.intersection(*common) if common else frozenset({0})
-        return next(view for view in itertools.count() if view not in shared)
+        return min((_first_gap(source.views) for source in self._sources(outputs)), default=1)
 
     @cached_property
     def stored_views(self) -> StoredViews | None:
@@ -300,6 +298,14 @@ class CacheReader:
         if name not in self._opened:
             self._opened[name] = open_column(name, self._find(name), self.cache.objects)
         return self._opened[name]
+
+
+def _first_gap(ranges: Sequence[range]) -> int:
+    """The lowest view that there is not, of ranges in order."""
+    stop = 0
+    for views in ranges:
+        stop = views.stop if views.start <= stop else stop
+    return stop
 
 
 def _row_numbers(rows: "np.ndarray | Sequence[int]") -> np.ndarray:

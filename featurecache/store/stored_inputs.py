@@ -12,19 +12,15 @@ from featurecache.errors import BadSampleError, CorruptCacheError, SourceError, 
 from featurecache.frames import Frames
 from featurecache.inputs import ImageInput, Input, Inputs, Prepared, TextInput
 from featurecache.loader import Loaded
-from featurecache.store.layout import REASON, VALID, PartSpec
+from featurecache.store.described import SIZE, described_inputs
+from featurecache.store.layout import REASON, VALID
 from featurecache.store.part_reader import PartReader
-from featurecache.store.validate import check_count, check_hash
 from featurecache.types import ArraySpec, Json, Modality, Reason, Sample
 
-__all__ = ["LARGEST_SIZE", "Listed", "ListedSource", "StoredInputs", "id_limit"]
+__all__ = ["Listed", "ListedSource", "StoredInputs"]
 
-LARGEST_SIZE = 4096
-"""Pixels a side of the largest frames that are kept: what a stranger's part may claim of memory."""
 _BYTES_AT_ONCE = 2**30
 """Of frames as float64, which a device holds while they are resized together."""
-_SIZE = ArraySpec("size", "int32", (2,), ("axis",))
-"""Height and width of each image: an array of the part "rows"."""
 
 
 class StoredInputs:
@@ -36,19 +32,10 @@ class StoredInputs:
         Raises CorruptCacheError for a part that does not hold what it says.
         """
         self.part = part
-        self.input: Json = part.part.facts.get("input")
+        self.modality, self.size = described_inputs(part.part, rows.part)
+        """The size is pixels a side of the frames, or tokens of the longest text."""
+        self.input: Json = part.part.facts["input"]
         """{"kind": "image", "size": ...} or {"kind": "text", "tokenizer_sha256": ..., "max_length": ...}."""
-        self.modality: Modality = "image"
-        self.size = 0
-        """Pixels a side of the frames, or tokens of the longest text."""
-        try:
-            if part.part.kind != "inputs" or part.part.views is not None:
-                raise ValueError("it is no part of inputs")
-            self.modality, self.size = _described(self.input)
-            _check_arrays(part.part, self.modality, self.size)
-            _check_rows(rows.part, self.modality)
-        except (KeyError, TypeError, ValueError, UsageError) as error:
-            raise CorruptCacheError(f"{part.part.prefix} does not hold inputs as it should: {error}") from None
         self._rows = rows
 
     @property
@@ -75,7 +62,7 @@ class StoredInputs:
         if not self.accepts(network_input):
             raise UsageError(f"{self.part.part.prefix} holds other inputs than the network takes", hint="give --data")
         device = torch.device(device)
-        limit = id_limit(network_input) if isinstance(network_input, TextInput) else 0
+        limit = network_input.vocabulary_size if isinstance(network_input, TextInput) else 0
         for frames in plan:
             reasons = self.reasons(frames.samples)
             if isinstance(network_input, TextInput):
@@ -103,7 +90,7 @@ class StoredInputs:
     def tokens(self, rows: np.ndarray, *, below: int) -> list[np.ndarray]:
         """int64 (tokens,) for each of these rows, int64: its ids; none of bad samples.
 
-        Raises CorruptCacheError for an id that is not `below` the tokenizer's `id_limit`.
+        Raises CorruptCacheError for an id that is not `below` the tokenizer's `vocabulary_size`.
         """
         offsets = self.part.take(self.part.part.array("offsets"), rows)
         found = [ids.astype(np.int64) for ids in self.part.elements("tokens", offsets)]
@@ -141,7 +128,7 @@ class StoredInputs:
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
         """int32 (rows, 2): height and width of valid images. Raises CorruptCacheError where they have none."""
-        sizes = self._rows.take(_SIZE, rows)
+        sizes = self._rows.take(SIZE, rows)
         if (sizes < 1).any():
             raise CorruptCacheError(f"{self._rows.part.prefix} says of an image that is there that it has no pixels")
         return sizes
@@ -225,38 +212,8 @@ class ListedSource:
         return self._fingerprint
 
 
-def id_limit(network_input: TextInput) -> int:
-    """One past the largest id that the tokenizer has; more than the size of a vocabulary that has gaps."""
-    return 1 + max(network_input.tokenizer.get_vocab(with_added_tokens=True).values())
-
-
 def _no_samples() -> NoReturn:
     raise SourceError("the cache holds inputs only, not the samples themselves", hint="give the data set with --data")
-
-
-def _described(value: Json) -> tuple[Modality, int]:
-    """Modality and size of inputs. Raises KeyError, TypeError or ValueError for what describes none."""
-    if value["kind"] == "text":
-        check_hash(value["tokenizer_sha256"])
-        return "text", check_count(value["max_length"])
-    if value["kind"] != "image" or value["interpolation"] != "bicubic":
-        raise ValueError("it has neither texts nor bicubic images")
-    return "image", check_count(value["size"], below=LARGEST_SIZE + 1)
-
-
-def _check_arrays(part: PartSpec, modality: Modality, size: int) -> None:
-    """Raises ValueError or UsageError unless a part has the arrays that inputs of this kind have."""
-    expected = [VALID, REASON, ArraySpec("input_hash", "uint64")]
-    if modality == "image":
-        expected.append(ArraySpec("image", "uint8", (size, size, 3), ("y", "x", "channel")))
-    else:
-        ids = part.array("tokens")
-        if ids.dtype not in ("uint16", "int32") or ids.shape or not ids.longest == size > 0:
-            raise ValueError(f"its tokens are not {size} ids at most")
-        expected.append(ArraySpec("offsets", "int64", (2,), ("bound",)))
-    for array in expected:
-        if part.array(array.name) != array:
-            raise ValueError(f"its array {array.name} is another")
 
 
 def _texts(frames: Frames, reasons: np.ndarray, ids: Sequence[np.ndarray], network_input: TextInput) -> Inputs:
@@ -264,12 +221,6 @@ def _texts(frames: Frames, reasons: np.ndarray, ids: Sequence[np.ndarray], netwo
     valid = _valid_frames(frames, reasons)
     items = [network_input.show(ids[frames.shows[at]].tolist(), frames.parameters[at]) for at in valid]
     return network_input.collate(items) if items else {}
-
-
-def _check_rows(rows: PartSpec, modality: Modality) -> None:
-    """Raises ValueError unless these rows are those of such inputs."""
-    if rows.facts["modality"] != modality or (modality == "image" and _SIZE not in rows.arrays):
-        raise ValueError(f"{rows.prefix} lists no {modality}s" + (" with their sizes" if modality == "image" else ""))
 
 
 def _valid_frames(frames: Frames, reasons: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 from featurecache.errors import CorruptCacheError, FeatureCacheError, UsageError
 from featurecache.fingerprint import canonical_json
 from featurecache.store.commit import CommitRecord, read_record, record_shard
+from featurecache.store.described import described_inputs, described_views
 from featurecache.store.hashes import Hashes
 from featurecache.store.layout import GROUP, MOST_AXES, PartSpec, Shard, shard_key
 from featurecache.store.objects import LocalObjects
@@ -84,6 +85,7 @@ class Survey:
         for part in self.parts.values():
             yield from self._read_records(part)
             yield from self._check_part(part)
+        yield from self._check_views()
         yield from self._read_seals()
         for seal, listed in self._seals:
             yield from self._check_seal(seal, listed)
@@ -151,8 +153,20 @@ class Survey:
         rows = self.parts.get(f"{part.split}/rows")
         if rows is None:
             yield Finding(described, f"is of a split whose part {part.split}/rows is not there")
-        elif part.kind == "teacher" and (part.rows, part.identity.get("data")) != (rows.rows, rows.identity):
+        elif part.kind not in ("rows", "probe") and (part.rows, part.identity.get("data")) != (
+            rows.rows,
+            rows.identity,
+        ):
             yield Finding(described, f"is over other rows than {rows.prefix}")
+        elif part.kind == "inputs":
+            yield from self._try(described, described_inputs, part, rows)
+
+    def _check_views(self) -> Iterator[Finding]:
+        """Whether the parts of views of each split follow each other, and are drawn by what is known here."""
+        drawn = sorted((part for part in self.parts.values() if part.kind == "views"), key=_first_view)
+        for split in sorted({part.split for part in drawn}):
+            parts = [part for part in drawn if part.split == split]
+            yield from self._try(f"{parts[0].prefix}/part.json", described_views, parts)
 
     def _read_seals(self) -> Iterator[Finding]:
         """Read the chain. What a seal lists stays as it is in every later one."""
@@ -236,6 +250,10 @@ class Survey:
         if array is None or shard is None or (shard.view, shard.index) in self._committed[prefix]:
             return False
         return key == shard_key(part, array, shard)
+
+
+def _first_view(part: PartSpec) -> tuple[int, int]:
+    return part.views or (0, 1)
 
 
 def _shard_of(part: PartSpec, numbers: list[str]) -> Shard | None:

@@ -25,9 +25,9 @@ class ViewParts:
         return self.parts[0].part
 
     @property
-    def views(self) -> frozenset[int]:
-        """Every view there is."""
-        return frozenset(view for part in self.parts for view in range(*_range(part)))
+    def views(self) -> tuple[range, ...]:
+        """Every view there is, in order."""
+        return tuple(range(*_range(part)) for part in self.parts)
 
     @property
     def first_view(self) -> int:

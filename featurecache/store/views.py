@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featurecache.augment import Augmentation, ImageAugmentation, augmentation_from_json
+from featurecache.augment import ImageAugmentation, TokenAugmentation
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.frames import Frames
+from featurecache.inputs import Input, TextInput
+from featurecache.store.described import described_views, views_array
 from featurecache.store.part_reader import PartReader
 
 __all__ = ["StoredViews"]
@@ -18,24 +20,21 @@ class StoredViews:
     def __init__(self, parts: Sequence[PartReader]) -> None:
         """Parts of kind "views", at least one. Raises CorruptCacheError unless they are one row of views, 1 to N."""
         self.parts = sorted(parts, key=lambda part: _views(part)[0])
-        first = self.parts[0].part
-        self.stop = 1
+        self.augmentation = described_views([part.part for part in self.parts])
+        self.stop = _views(self.parts[-1])[1]
         """One past the last view."""
-        for part in self.parts:
-            self.stop = _stop_after(part, self.stop)
-            if part.part.facts["augmentation"] != first.facts["augmentation"]:
-                raise CorruptCacheError(f"{part.part.prefix} has other views than {first.prefix}")
+        first = self.parts[0].part
         self.rows = first.rows
         self.proof = str(first.facts["proof"])
         """`Augmentation.proof` where the views were drawn."""
-        try:
-            self.augmentation: Augmentation = augmentation_from_json(first.facts["augmentation"])
-        except UsageError as error:
-            hint = "a newer featurecache may know it"
-            raise CorruptCacheError(f"the augmentation of {first.prefix} is none: {error.message}", hint=hint) from None
-        self._array = first.array("view")
-        if self._array.shape != (len(self.augmentation.parameters),):
-            raise CorruptCacheError(f"{first.prefix} does not have the parameters of its augmentation")
+        self._array = views_array(self.augmentation)
+
+    def check_fits(self, network_input: Input) -> None:
+        """Raises CorruptCacheError if views put tokens into texts that the network does not have."""
+        limit = network_input.vocabulary_size if isinstance(network_input, TextInput) else 0
+        if isinstance(self.augmentation, TokenAugmentation) and self.augmentation.vocabulary > limit:
+            prefix, found = self.parts[0].part.prefix, self.augmentation.vocabulary
+            raise CorruptCacheError(f"the views of {prefix} have {found:,} tokens, and the tokenizer has {limit:,}")
 
     def parameters(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """float32 (n, parameters) of these rows in these views, both int64 (n,).
@@ -54,11 +53,20 @@ class StoredViews:
             raise CorruptCacheError(f"{self.parts[0].part.prefix} holds numbers that its augmentation never draws")
         return found
 
-    def frames(self, rows: np.ndarray, views: np.ndarray, samples: np.ndarray | None = None) -> Frames:
+    def frames(
+        self,
+        rows: np.ndarray,
+        views: np.ndarray,
+        samples: np.ndarray | None = None,
+        *,
+        bad: np.ndarray | None = None,
+    ) -> Frames:
         """The frames of rows int64 (n,), each in views int64 (n, m), and of those that they are mixed with.
 
         `samples` int64 (rows of the split,) says which sample of a source each row is, -1 for none; by default the
-        source has the split's own order. Raises UsageError where the sample of a partner is not there.
+        source has the split's own order. `bad` bool (rows of the split,) says which rows the teacher could not decode,
+        so that nothing was mixed with them; by default that is found again. Raises UsageError where the sample of a
+        partner is not there.
         """
         count, each = views.shape
         parameters = self.parameters(np.repeat(rows, each), views.reshape(-1))
@@ -68,6 +76,9 @@ class StoredViews:
             return Frames.of(own, shaped)
         offsets = self.augmentation.partner_offsets(parameters)
         others = self._partner_rows(np.repeat(rows, each), offsets)
+        if bad is not None:
+            offsets = np.where(bad[others], 0, offsets)
+            others = np.repeat(rows, each) + offsets
         partners = others if samples is None else samples[others]
         if (partners < 0).any():
             message = "some samples are mixed with others that these data do not have"
@@ -84,14 +95,4 @@ class StoredViews:
 
 
 def _views(part: PartReader) -> tuple[int, int]:
-    views = part.part.views
-    if views is None or part.part.kind != "views":
-        raise CorruptCacheError(f"{part.part.prefix} holds no views")
-    return views
-
-
-def _stop_after(part: PartReader, expected: int) -> int:
-    start, stop = _views(part)
-    if start != expected:
-        raise CorruptCacheError(f"{part.part.prefix} begins with view {start}, and view {expected} is missing")
-    return stop
+    return part.part.views or (0, 1)

@@ -16,6 +16,7 @@ from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.shell import shell_init
 from pipelines.cli.train import evaluate, train_student
 from pipelines.cli.verify import verify
+from pipelines.cli.views import views
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "fit-teacher": fit_teacher,
     "info": info,
     "status": status,
+    "views": views,
     "verify": verify,
     "list": list_names,
     "demo": demo,

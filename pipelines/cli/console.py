@@ -16,6 +16,7 @@ from featurecache.errors import DiskFullError, FeatureCacheError
 from featurecache.types import Json
 from pipelines.cli.interrupts import Interrupts
 from pipelines.events import Advance, Event, Message, Run
+from pipelines.visible import visible
 
 __all__ = ["duration", "fail", "follow", "note", "show", "size", "write"]
 
@@ -26,7 +27,8 @@ _QUIET_SECONDS = 30
 
 
 def write(text: str) -> None:
-    """A result, as text, to stdout."""
+    """A result, as text, to stdout; names in it may come from a stranger's cache."""
+    text = visible(text, kept="\n\t")
     try:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
         sys.stdout.flush()
@@ -36,7 +38,7 @@ def write(text: str) -> None:
 
 def note(text: str) -> None:
     """A line of the log, to stderr."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(visible(f"{text}\n", kept="\n\t"))
 
 
 def show(facts: Json, *, as_json: bool, layout: Callable[[Any], str] | None = None) -> None:

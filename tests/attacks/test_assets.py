@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from featurecache.errors import CorruptCacheError
+from featurecache.inputs import ImageInput
 from featurecache.store.reader import open_cache
 from pipelines.load import teacher_input
 from tests.attacks.hostile import CLASSES, DIM, Attack, change, check, head_of, read_all, write
@@ -96,7 +97,7 @@ def test_a_tokenizer_that_part_json_agrees_to(data, good, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "facts", [{}, [], "image", {"kind": "image"}, {"kind": "audio"}, {"kind": "image", "size": []}]
+    "facts", [{}, {"kind": "image"}, {"kind": "audio"}, {"kind": "image", "size": []}]
 )
 def test_an_input_that_is_none(facts, good, tmp_path):
     import shutil
@@ -105,4 +106,31 @@ def test_an_input_that_is_none(facts, good, tmp_path):
     change(root, "train/vit/part.json", "facts", "input", to=facts)
     cache = open_cache(root)
     with pytest.raises(CorruptCacheError, match=r"train/vit/part\.json"):
+        teacher_input(cache, cache.split("train"))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"size": 2**20},
+        {"size": 224.5},
+        {"size": True},
+        {"crop_pct": 1e-9},
+        {"crop_pct": "1"},
+        {"mean": [1e308, 0, 0]},
+        {"mean": [[]] * 3},
+        {"std": [1, 0, 1]},
+        {"std": [1] * 1000},
+        {"interpolation": "lanczos"},
+        {"crop_mode": None},
+        {"kind": "image", "evil": 1},
+    ],
+)
+def test_an_image_input_that_no_network_has(lie, good, tmp_path):
+    import shutil
+
+    root = shutil.copytree(good, tmp_path / "cache")
+    change(root, "train/vit/part.json", "facts", "input", to={**ImageInput(size=8).to_json(), **lie})
+    cache = open_cache(root)
+    with pytest.raises(CorruptCacheError, match=r"train/vit/part\.json has an input that is none"):
         teacher_input(cache, cache.split("train"))

@@ -12,6 +12,7 @@ from featurecache.errors import CorruptCacheError, IncompleteError, UnknownNameE
 from featurecache.store import gather as gathering
 from featurecache.store.layout import REASON, VALID, EncodedOutput, PartSpec
 from featurecache.store.reader import open_cache
+from featurecache.store.view_parts import ViewParts
 from featurecache.store.writer import create_cache
 from featurecache.types import ArraySpec, OutputSpec, SparseLogits
 from tests.store.small_parts import add_probe, rows_identity, teacher_part, write_part, write_rows
@@ -190,19 +191,19 @@ def test_buffers_wait_for_their_copy_to_the_device(cache, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     buffers = gathering._Buffers({}, pinned=False)
     buffers.pinned = True
-    buffers.fill(np.arange(3), 0)
+    buffers.fill((np.arange(3), 0))
     buffers.copy_began(torch.device("cpu"))
-    buffers.fill(np.arange(3), 0)
+    buffers.fill((np.arange(3), 0))
     assert told == [("made", 0), ("recorded", 0), ("waited", 0)]
 
 
 def test_a_set_of_buffers_is_used_again(cache):
     reader = cache.split()
-    arrays = {"e": (reader.teachers["dense"], reader.teachers["dense"].part.array("embedding"))}
+    arrays = {"e": (ViewParts([reader.teachers["dense"]]), reader.teachers["dense"].part.array("embedding"))}
     buffers = gathering._Buffers(arrays, pinned=False)
-    places = [buffers.fill(np.arange(size), 0)["e"].data_ptr() for size in (50, 20, 50, 1)]
+    places = [buffers.fill((np.arange(size), 0))["e"].data_ptr() for size in (50, 20, 50, 1)]
     assert len(set(places)) == 1
-    assert len(buffers.fill(np.arange(60), 0)["e"]) == 60
+    assert len(buffers.fill((np.arange(60), 0))["e"]) == 60
 
 
 def test_stored_bytes_count_each_array_once(cache):

@@ -10,6 +10,7 @@ from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
 from featurecache.store.gather import _Buffers
 from featurecache.store.layout import REASON, VALID
 from featurecache.store.part_reader import PartReader
+from featurecache.store.view_parts import ViewParts
 from featurecache.store.writer import CacheWriter
 from featurecache.types import ArraySpec
 from tests.store.small_parts import teacher_part, write_part, write_rows
@@ -194,16 +195,16 @@ def test_what_part_json_alone_claims_takes_no_memory(objects, width):
     with pytest.raises(IncompleteError, match="nothing of train/vit/embedding is committed"):
         reader.take(array, np.arange(1))
     with pytest.raises(IncompleteError):
-        _Buffers({"e": (reader, array)}, pinned=False).fill(np.arange(100_000), 0)
+        _Buffers({"e": (ViewParts([reader]), array)}, pinned=False).fill((np.arange(100_000), 0))
 
 
 def test_no_room_is_made_for_rows_that_are_not_committed(objects):
     part = teacher_part(2500, arrays=(ArraySpec("embedding", "float16", (4,), ("feature",)), VALID, REASON))
     write_part(objects, part, skip={(0, 1)})
     reader = PartReader(objects, part)
-    buffers = _Buffers({"e": (reader, part.arrays[0])}, pinned=False)
-    assert buffers.fill(np.arange(1024), 0)["e"].shape == (1024, 4)
+    buffers = _Buffers({"e": (ViewParts([reader]), part.arrays[0])}, pinned=False)
+    assert buffers.fill((np.arange(1024), 0))["e"].shape == (1024, 4)
     room = buffers._room["e"]
     with pytest.raises(IncompleteError, match="rows 1,024 to 2,047"):
-        buffers.fill(np.full(2000, 1500), 0)
+        buffers.fill((np.full(2000, 1500), 0))
     assert buffers._room["e"] is room

@@ -23,7 +23,7 @@ from featurecache.store.layout import REASON, VALID, PartSpec
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts
 from featurecache.store.reader import open_cache
-from featurecache.store.stored_inputs import ListedSource, StoredInputs, id_limit
+from featurecache.store.stored_inputs import ListedSource, StoredInputs
 from featurecache.store.writer import CacheWriter, create_cache
 from featurecache.store_inputs import plan_inputs, store_inputs
 from featurecache.teachers.random_projection import byte_tokenizer_json
@@ -272,7 +272,7 @@ def hostile_texts(objects, source, *, tokens=(1, 2, 3), offsets=None, dtype="uin
             REASON,
             ArraySpec("input_hash", "uint64"),
         ),
-        facts={"input": what},
+        facts={"input": what, "proof": "of what is made of a fixed image"},
     )
     rows = {
         "tokens": np.array(tokens, dtype),
@@ -305,7 +305,7 @@ def test_texts_that_a_stranger_made_up(tmp_path, lie):
     inputs = hostile_texts(listed(tmp_path, source), source, **options)
     with pytest.raises(CorruptCacheError, match=message):
         next(inputs.load([Frames.plain(np.arange(2))], text_input()))
-    assert id_limit(text_input()) == 260
+    assert text_input().vocabulary_size == 260
 
 
 WHAT = {"kind": "image", "size": 16, "interpolation": "bicubic"}
