@@ -50,10 +50,13 @@ def open_split(cache: "Cache", split: str) -> "CacheReader":
     return reader
 
 
-def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) -> Source:
+def open_samples(
+    cache: "Cache", split: str, data: Sequence[str] | None = None, *, as_extracted: bool = False
+) -> Source:
     """The samples of a split: from `data`, or from where the cache says they were on this machine.
 
-    Raises SourceError, also where the cache says that they came over the network.
+    With `as_extracted` no more of `data` than the cache was made from. Raises SourceError, also where the cache says
+    that they came over the network.
     """
     hint = cache.source
     columns = {name: hint[name] for name in _COLUMNS if name in hint}
@@ -62,7 +65,7 @@ def open_samples(cache: "Cache", split: str, data: Sequence[str] | None = None) 
         # a cache may come from anybody: it decides neither what addresses are called nor what a library opens
         message = f"the cache says its samples are at {', '.join(map(str, places))}"
         raise SourceError(message, hint="give that with --data to take them from there, or a local copy")
-    limit = None if data else hint.get("limit")
+    limit = None if data and not as_extracted else hint.get("limit")
     try:
         return open_data(list(data or places), splits=[split], limit=limit, **columns)[split]
     except SourceError as error:

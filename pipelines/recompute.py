@@ -69,7 +69,7 @@ def prepare(
         if not has_outputs(opened, split):
             continue
         reader = open_split(opened, split)
-        source = open_samples(opened, split, data)
+        source = open_samples(opened, split, data, as_extracted=True)
         if source.fingerprint() != reader.fingerprint:
             raise IdentityError(f"the samples of {split} are not those the cache lists", hint="check --data")
         for part in [part.part for part in reader.teachers.values()]:
