@@ -75,7 +75,7 @@ def extract(
     check_proof(part, teacher.input)
     contents = ListedContents(source, objects, part.split)
     views = stored_views(objects, part.split, stop=(part.views or (0, 1))[1])
-    if views is not None:
+    if views is not None and (part.views or (0, 1))[1] > 1:
         views.check_fits(teacher.input)
     writer = CacheWriter(objects, part, assets=assets_of(teacher.input))
     forward = Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"])

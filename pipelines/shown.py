@@ -109,6 +109,8 @@ def show(
     if isinstance(network_input, ImageInput) and network_input.size > LARGEST_SIZE:
         message = f"images of {network_input.size:,} pixels a side are not drawn"
         raise UsageError(message, hint=f"{LARGEST_SIZE:,} are the most")
+    if reader.stored_views is not None:
+        reader.stored_views.check_fits(network_input)
     key = reader.keys[row]
     if samples.sample_of[row] < 0:
         raise UsageError(f"the data have no sample {key[:200]!r}", hint="give the data the cache was made from")

@@ -70,7 +70,7 @@ class Teachers:
     def _load_named(self, name: str, bases: "Sequence[PartSpec]") -> None:
         from featurecache.teachers import load_teacher
 
-        modality: Modality = "text" if bases and bases[0].facts["input"]["kind"] == "text" else "image"
+        modality: Modality = "text" if bases and bases[0].facts["input"].get("kind") == "text" else "image"
         network = load_teacher(name, modality=modality, **self._options)
         self.loaded.append(network)
 

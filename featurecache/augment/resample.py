@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = ["by_products", "resample", "resample_batch"]
@@ -63,11 +64,21 @@ def by_products(frames: "Tensor", boxes: np.ndarray, shows: np.ndarray, size: in
     import torch
 
     height, width = frames.shape[1:3]
-    across = torch.from_numpy(_weights(_spans(boxes, 0, width), width, size, interpolation)).to(frames.device)
-    down = torch.from_numpy(_weights(_spans(boxes, 1, height), height, size, interpolation)).to(frames.device)
+    across = _matrices(_spans(boxes, 0, width), width, size, interpolation, frames.device)
+    down = _matrices(_spans(boxes, 1, height), height, size, interpolation, frames.device)
     images = frames[torch.from_numpy(shows).to(frames.device)].permute(0, 3, 1, 2).double()
     narrow = _rounded(images @ across[:, None].transpose(2, 3))
     return _rounded(down[:, None] @ narrow).to(torch.uint8)
+
+
+def _matrices(spans: np.ndarray, length: int, size: int, interpolation: str, device: "torch.device | str") -> "Tensor":
+    """float64 (boxes, size, length) on a device, whole numbers: how much each pixel of a frame counts for each of the
+    result."""
+    import torch
+
+    taken, weights = (torch.from_numpy(each).to(device) for each in _weights(spans, size, interpolation))
+    room = torch.zeros(len(spans), size, length + taken.shape[2], dtype=torch.float64, device=device)
+    return room.scatter_(2, taken, weights)[:, :, :length]
 
 
 def _rounded(sums: "Tensor") -> "Tensor":
@@ -87,25 +98,26 @@ def _spans(boxes: np.ndarray, axis: int, length: int) -> np.ndarray:
     return np.stack([start, np.maximum(stop, start + 1)], axis=1)
 
 
-def _weights(spans: np.ndarray, length: int, size: int, interpolation: str) -> np.ndarray:
-    """float64 (boxes, size, length), whole numbers: how much each pixel of a frame counts for each of the result."""
+def _weights(spans: np.ndarray, size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
+    """The few pixels of a frame, int64 (boxes, size, few), that count for each of the result, and how much, float64 of
+    the same shape, whole numbers; those beyond the box count 0."""
     start, stop = spans[:, :1], spans[:, 1:]
     scale = (stop - start) / size
     if interpolation == "nearest":
         # one addition after the other, as Pillow goes: at the border of two pixels it decides between them
         steps = np.concatenate([start - np.floor(start) + scale * 0.5, np.repeat(scale, size - 1, axis=1)], axis=1)
         taken = np.floor(start) + np.floor(np.cumsum(steps, axis=1))
-        return (taken[:, :, None] == np.arange(length)) * 2.0**_BITS
+        return taken[:, :, None].astype(np.int64), np.full((*taken.shape, 1), 2.0**_BITS)
     middle = (start + (np.arange(size) + 0.5) * scale)[:, :, None]
     stretch = np.maximum(scale, 1.0)[:, :, None]
     reach = _SUPPORT[interpolation] * stretch
     lowest = np.maximum(np.floor(middle - reach + 0.5), np.floor(start)[:, :, None])
     highest = np.minimum(np.floor(middle + reach + 0.5), np.ceil(stop)[:, :, None])
-    pixel = np.arange(length)
+    pixel = lowest + np.arange(int((highest - lowest).max(initial=1)))
     curve = _CURVES[interpolation]((pixel + 0.5 - middle) / stretch)
-    curve = np.where((pixel >= lowest) & (pixel < highest), curve, 0.0)
+    curve = np.where(pixel < highest, curve, 0.0)
     share = curve / curve.sum(axis=2, keepdims=True) * 2**_BITS
-    return np.trunc(share + np.copysign(0.5, share))
+    return pixel.astype(np.int64), np.trunc(share + np.copysign(0.5, share))
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:

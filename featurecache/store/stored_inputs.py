@@ -114,17 +114,21 @@ class StoredInputs:
         return resized(frames.samples, frames.shows[valid], boxes[valid], network_input, device)
 
     def _boxes(self, frames: Frames, reasons: np.ndarray, network_input: ImageInput) -> np.ndarray:
-        """float64 (frames, 4): what each frame shows, relative to the whole; NaN for bad samples."""
+        """float64 (frames, 4): what each frame shows, relative to the whole; NaN for bad samples.
+
+        A sample whose plain view cannot be is bad in every view, as where it is read from the data set.
+        """
         boxes = np.full((frames.shows.size, 4), np.nan)
         boxes[:, : frames.parameters.shape[1]] = frames.parameters[:, :4]
-        plain = np.flatnonzero(np.isnan(boxes[:, 0]) & (reasons[frames.shows] == Reason.VALID))
-        sizes = self._sizes(frames.samples[frames.shows[plain]])
-        for frame, (height, width) in zip(plain.tolist(), sizes.tolist(), strict=True):
+        valid = np.flatnonzero(reasons == Reason.VALID)
+        plain = np.full((len(reasons), 4), np.nan)
+        sizes = self._sizes(frames.samples[valid])
+        for sample, (height, width) in zip(valid.tolist(), sizes.tolist(), strict=True):
             try:
-                boxes[frame] = network_input.plain_box(height, width)
+                plain[sample] = network_input.plain_box(height, width)
             except BadSampleError as error:
-                reasons[frames.shows[frame]] = error.reason
-        return boxes
+                reasons[sample] = error.reason
+        return np.where(np.isnan(boxes[:, :1]), plain[frames.shows], boxes)
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
         """int32 (rows, 2): height and width of valid images. Raises CorruptCacheError where they have none."""

@@ -30,7 +30,10 @@ class StoredViews:
         self._array = views_array(self.augmentation)
 
     def check_fits(self, network_input: Input) -> None:
-        """Raises CorruptCacheError if views put tokens into texts that the network does not have."""
+        """Raises CorruptCacheError if views are of the other kind of samples, or have tokens that a network has not."""
+        if self.augmentation.modality != network_input.modality:
+            message = f"{self.parts[0].part.prefix} changes {self.augmentation.modality}s"
+            raise CorruptCacheError(f"{message}, and the network takes {network_input.modality}s")
         limit = network_input.vocabulary_size if isinstance(network_input, TextInput) else 0
         if isinstance(self.augmentation, TokenAugmentation) and self.augmentation.vocabulary > limit:
             prefix, found = self.parts[0].part.prefix, self.augmentation.vocabulary

@@ -8,10 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attacks import test_assets, test_json, test_links, test_parts, test_records_and_seals, test_zarr_metadata
+from tests.attacks import (
+    test_assets,
+    test_json,
+    test_links,
+    test_parts,
+    test_records_and_seals,
+    test_views_and_inputs,
+    test_zarr_metadata,
+)
 from tests.attacks.hostile import Attack, write_good
 
-FAMILIES = (test_zarr_metadata, test_links, test_json, test_parts, test_records_and_seals, test_assets)
+FAMILIES = (
+    test_zarr_metadata,
+    test_links,
+    test_json,
+    test_parts,
+    test_records_and_seals,
+    test_assets,
+    test_views_and_inputs,
+)
 ATTACKS: list[tuple[str, Attack]] = [
     (family.__name__.rpartition("test_")[2], attack) for family in FAMILIES for attack in family.ATTACKS
 ]

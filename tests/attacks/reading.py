@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from featurecache.errors import FeatureCacheError
 from featurecache.store.objects import LocalObjects
 from featurecache.store.part_reader import PartReader
@@ -44,8 +46,12 @@ def read_plainly(root: Path) -> dict[str, bytes]:
     }
     for part in opened.parts("train"):
         found |= {f"asset {part.name} {name}": opened.asset(part, name) for name in part.assets}
-        plain = [array for array in part.arrays if not array.longest]
-        found |= {f"{part.name} {a.name}": PartReader(opened.objects, part).whole(a.name).tobytes() for a in plain}
+        plain, first = [array for array in part.arrays if not array.longest], (part.views or (0, 1))[0]
+        reading = PartReader(opened.objects, part)
+        found |= {f"{part.name} {a.name}": reading.whole(a.name, view=first).tobytes() for a in plain}
+    views, rows = reader.stored_views, np.arange(len(reader))
+    for view in range(reader.views() if views else 0):
+        found[f"parameters {view}"] = views.parameters(rows, np.full(len(rows), view)).tobytes()
     return found
 
 

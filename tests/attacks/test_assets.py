@@ -96,9 +96,7 @@ def test_a_tokenizer_that_part_json_agrees_to(data, good, tmp_path):
             teacher_input(cache, cache.split("train"))
 
 
-@pytest.mark.parametrize(
-    "facts", [{}, {"kind": "image"}, {"kind": "audio"}, {"kind": "image", "size": []}]
-)
+@pytest.mark.parametrize("facts", [{}, {"kind": "image"}, {"kind": "audio"}, {"kind": "image", "size": []}])
 def test_an_input_that_is_none(facts, good, tmp_path):
     import shutil
 

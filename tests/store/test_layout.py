@@ -99,7 +99,7 @@ def test_part_json_reads_back(views):
             EncodedOutput(OutputSpec("logits", (3,), ("x", "y", "z")), "topk:2@1"),
             EncodedOutput(OutputSpec("embedding", (2,)), "int8:column", (0.0, 1.5)),
         ),
-        facts={"teacher": "vit", "teacher_id": "id"},
+        facts={"teacher": "vit", "teacher_id": "id", "input": {}},
         provenance={"created": "now"},
     )
     assert part_from_json(json.loads(json.dumps(part.to_json()))) == part

@@ -207,7 +207,7 @@ def test_an_image_too_thin_for_the_plain_view(tmp_path):
     plan = [Frames.of(np.arange(2), box), Frames.of(np.arange(2), box[:, 1:])]
     for ours, theirs in zip(inputs.load(plan, ImageInput()), load(source, ImageInput(), plan), strict=True):
         assert_same(ours, theirs)  # pictures of one colour: resizing them twice changes nothing
-    assert ours.reasons.tolist() == [0, 0]
+        assert ours.reasons.tolist() == [Reason.IMAGE_TOO_LARGE, 0]  # also where a box of it alone is shown
 
 
 def test_which_networks_can_be_shown_them(pictures, words):

@@ -218,7 +218,7 @@ def test_a_shard_whose_files_cannot_all_be_opened(objects, monkeypatch):
 def test_names_of_very_many_classes(objects):
     part = teacher_part()
     big = {name: getattr(part, name) for name in ("name", "kind", "split", "rows", "identity", "arrays")}
-    facts = {"teacher": "t", "teacher_id": "i", "classes": [f"class {n}" for n in range(200_000)]}
+    facts = {"teacher": "t", "teacher_id": "i", "input": {}, "classes": [f"class {n}" for n in range(200_000)]}
     writer = CacheWriter(objects, PartSpec(**big, facts=facts))
     assert writer.part.facts == facts
     facts["classes"] *= 10
