@@ -1,6 +1,7 @@
 """The first part of every split: which samples there are. It is written before any teacher runs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,13 +26,16 @@ def rows_identity(source: Source) -> Json:
     return {"kind": "rows", "fingerprint": source.fingerprint(), "rows": len(source)}
 
 
-def list_rows(source: Source, objects: LocalObjects, split: str) -> Iterator[Shard]:
+def list_rows(source: Source, objects: LocalObjects, split: str, *, origin: Json = None) -> Iterator[Shard]:
     """Write the part "rows" of a split, yielding each shard that it commits.
 
-    Every sample's bytes are read once, for their hash. Raises IdentityError if the split holds other samples.
+    `origin` says where the samples are, if that is not where cache.json says: a hint. Every sample's bytes are read
+    once, for their hash. Raises IdentityError if the split holds other samples.
     """
     identity = rows_identity(source)
-    part = matching_part(objects, split, "rows", identity) or rows_part(source, split, identity)
+    planned = rows_part(source, split, identity)
+    planned = replace(planned, provenance={"source": origin}) if origin else planned
+    part = matching_part(objects, split, "rows", identity) or planned
     writer = CacheWriter(objects, part)
     for shard in writer.pending():
         writer.write(shard, _rows(source, part, shard))

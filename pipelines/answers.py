@@ -67,7 +67,8 @@ def ask(reader: CacheReader, rows: Sequence[int], views: int) -> Answers:
     """Top classes by the cached logits of each view; without logits, the rows whose embedding of view 0 is nearest."""
     logits = [name for name, spec in reader.outputs.items() if _is_logits(name) and len(spec.shape) == 1]
     output = min(logits, key=len, default=None) or next(iter(reader.outputs))
-    teacher = str(reader.teacher_part(output).facts["teacher"])
+    part = reader.output_part(output)
+    teacher = f"the probe {part.prefix}" if part.kind == "probe" else str(part.facts["teacher"])
     there = min(views, reader.views([output]))
     problems = {
         (row, view): _problem(reader, output, row, view) if view < there else "the cache has nothing of this view"

@@ -58,7 +58,8 @@ def describe_progress(path: Path | str) -> Json:
         }
     sealed = cache.seal is not None
     taught = {part.split for part in cache.all_parts() if part.kind == "teacher"}
-    complete = sealed and all(part["complete"] for part in parts.values()) and taught == set(cache.splits)
+    is_covered = cache.seal is not None and parts.keys() <= set(cache.seal.parts)
+    complete = is_covered and all(part["complete"] for part in parts.values()) and taught == set(cache.splits)
     return {
         "cache": str(path),
         "sealed": sealed,
@@ -89,7 +90,7 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
     if part.views and part.views != (0, 1):
         facts["views"] = f"{part.views[0]} to {part.views[1] - 1}"
     if part.kind == "views":
-        facts["augmentation"] = part.facts["augmentation"]["name"]
+        facts["augmentation"] = _augmentation_text(part)
     if part.kind == "inputs":
         facts["input"] = _input_text(part.facts.get("input"))
     if part.kind == "teacher":
@@ -101,6 +102,15 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
         facts |= {name: part.provenance.get(name) for name in ("labels", "validation_accuracy")}
     facts["outputs"] = {output.output.name: output_text(part, output) for output in part.outputs}
     return {name: value for name, value in facts.items() if value not in ({}, None)}
+
+
+def _augmentation_text(part: "PartSpec") -> str:
+    """ "standard 1 (crop, flip, colour), seed 0"; a stranger's cache may have anything."""
+    value = part.facts["augmentation"]
+    steps = value.get("operations")
+    named = [str(step.get("name")) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    inside = f" ({', '.join(named)})" if named else ""
+    return f"{value['name']} {value.get('version')}{inside}, seed {part.facts['seed']}"
 
 
 def _input_text(value: Json) -> str | None:

@@ -72,6 +72,8 @@ def evaluate_run(
         held_out, is_fair = _unseen(held_out, reader, names)
         if not is_fair:
             yield Message("the probe was fitted on the labels of these rows, so its accuracy on them says nothing")
+    if (logits := names.get("logits")) and reader.output_part(logits).kind == "probe":
+        yield Message(f"the teacher's logits are those of {reader.output_part(logits).prefix}, a head on its embedding")
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
     found = run_student(student, held_out, batch_size=batch_size)

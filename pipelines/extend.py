@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import SourceError, UsageError
-from featurecache.sources import Source
+from featurecache.sources import Source, location
 from featurecache.types import Json
 from pipelines.events import Message, Run
 from pipelines.fill import EVALUATION_SPLITS, fill, loading
@@ -49,7 +50,7 @@ def extend_cache(
     and seconds. Raises UsageError, IdentityError for other data or another teacher than the cache's, DiskFullError.
     """
     from featurecache.store.seals import seal
-    from pipelines.load import open_sealed
+    from pipelines.load import has_outputs, open_sealed
 
     began = time.monotonic()
     if not any((views, outputs, teacher, splits, store_inputs)):
@@ -73,11 +74,16 @@ def extend_cache(
         named=bool(splits),
         is_inputs_only=not (views or outputs or teacher),
     )
-    if wish.is_inputs_only and (augment or seed is not None):
+    if not views and (augment or seed is not None):
         hint = "ask for random ones with --views 8"
         raise UsageError("--augment and --seed make no difference without further views", hint=hint)
+    if wish.is_inputs_only and not store_inputs and (there := [name for name in chosen if has_outputs(opened, name)]):
+        hint = "say what to add to it: --views +8, --outputs, --teacher or --store-inputs"
+        raise UsageError(f"the cache has {', '.join(there)} already", hint=hint)
     teachers = Teachers(opened, teacher, teacher_options)
     plans = [plan_growth(opened, split, _source(opened, split, data), teachers, wish) for split in chosen]
+    if data:
+        plans = [replace(plan, origin={"data": location(data)}) for plan in plans]
     for network in teachers.loaded:
         yield Message(f"teacher {network.name}")
     options = partial(loading, device=device, workers=workers, batch_size=batch_size)

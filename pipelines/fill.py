@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurecache.sources import Source
+from featurecache.types import Json
 from pipelines.events import Advance, Message, Run, default_device, default_workers
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class SplitPlan:
     views: "Sequence[PartSpec]" = ()
     """Parts of parameters, drawn by the augmentation."""
     augmentation: "Augmentation | None" = None
+    origin: Json = None
+    """Where the samples of a split that is added later are: a hint, as cache.json has one for the first ones."""
 
 
 def fill(objects: "LocalObjects", plans: Sequence[SplitPlan], options: Callable[[Source], dict[str, Any]]) -> Run[None]:
@@ -54,7 +57,7 @@ def fill(objects: "LocalObjects", plans: Sequence[SplitPlan], options: Callable[
     from featurecache.rows import list_rows
 
     for plan in plans:
-        for shard in list_rows(plan.source, objects, plan.name):
+        for shard in list_rows(plan.source, objects, plan.name, origin=plan.origin):
             yield Advance(f"list {plan.name}", shard.stop, len(plan.source))
     for plan in plans:
         yield from _prepare(objects, plan, options(plan.source)["workers"])

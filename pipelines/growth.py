@@ -51,10 +51,13 @@ def plan_growth(cache: "Cache", split: str, source: Source, teachers: Teachers, 
     evaluates = split in EVALUATION_SPLITS and not wish.named
     stop = standing.views if evaluates else _wanted_views(wish.views, standing.views)
     networks = teachers.of(standing)
-    augmentation, seed = _augmentation(standing, wish, stop, networks[0])
+    augmentation, seed = _augmentation(cache, standing, wish, stop, networks[0])
     drawn = max((views_of(part)[1] for part in standing.drawn), default=1)
     _refuse_other_count(cache, split, (drawn, stop))
     is_new = not any(gave(network, base) for network in networks for base in standing.bases)
+    if is_new and stop > standing.views:
+        hint = "add the teacher first, in the views that there are; then ask for --views"
+        raise UsageError(f"{networks[0].name} would have views of {split} that the others have not", hint=hint)
     lessons = [] if is_new else _further_views(standing, networks, augmentation, seed, stop)
     if wish.outputs or is_new:
         for network in networks:
@@ -153,9 +156,15 @@ def _only_inputs(cache: "Cache", split: str, source: Source, standing: Standing,
     from featurecache.store_inputs import plan_inputs
     from pipelines.load import teacher_input
 
+    _refuse_size_of_texts(source, size)
     network_input = teacher_input(cache, cache.split(split))
     inputs = plan_inputs(source, split, network_input, size, taken=standing.names)
     return SplitPlan(split, source, inputs=inputs, network_input=network_input)
+
+
+def _refuse_size_of_texts(source: Source, size: int | None) -> None:
+    if source.modality == "text" and size is not None:
+        raise UsageError("--store-inputs is for images", hint="the tokens of texts are always stored")
 
 
 def _refuse_for_new_split(split: str, wish: Wish) -> None:
@@ -194,6 +203,7 @@ def _inputs(
 
     if source.modality == "image" and size is None:
         return None
+    _refuse_size_of_texts(source, size)
     return plan_inputs(source, split, networks[0].input, size, taken=standing.names)
 
 
@@ -205,22 +215,24 @@ def _plan_views(
     return [] if augmentation is None else [plan_views(source, split, augmentation, seed=seed, views=views)]
 
 
-def _augmentation(standing: Standing, wish: Wish, stop: int, network: "Teacher") -> "tuple[Augmentation | None, int]":
-    """What draws a split's views and with which seed: what drew the first ones, where there are some.
+def _augmentation(
+    cache: "Cache", standing: Standing, wish: Wish, stop: int, network: "Teacher"
+) -> "tuple[Augmentation | None, int]":
+    """What draws a split's views and with which seed: what drew the first ones, of this split or of another.
 
     Raises IdentityError if others were asked for, UsageError for a second tokenizer.
     """
     from featurecache.augment import augmentation_from_json
 
     if stop == 1 and not standing.drawn:
-        if wish.augment or wish.seed is not None:
-            hint = "ask for random ones with --views 8"
-            raise UsageError("--augment and --seed make no difference to view 0", hint=hint)
         return None, 0
-    if not standing.drawn:
+    others = (part for split in cache.splits for part in Standing(cache, split).drawn)
+    first = next(iter(standing.drawn), None) or next(others, None)
+    if first is None or (not standing.drawn and wish.augment):
         return augmentation_of(wish.augment, stop, network), wish.seed or 0
-    first = standing.drawn[0]
     augmentation, seed = augmentation_from_json(first.facts["augmentation"]), int(first.facts["seed"])
+    if not standing.drawn:
+        return augmentation, seed if wish.seed is None else wish.seed
     asked = (
         augmentation_of(wish.augment, stop, network)
         if wish.augment or augmentation.modality == "text"
@@ -240,5 +252,6 @@ def _wanted_views(text: str | None, there: int) -> int:
         return there
     match = _VIEWS.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"--views {text} is no number of views", hint="write +8 for eight more, or 16 for 16 in all")
+        message = f"--views {text} is no number of views from 1 to 999,999"
+        raise UsageError(message, hint="write +8 for eight more, or 16 for 16 in all")
     return max(there, int(match[2]) + (there if match[1] else 0))

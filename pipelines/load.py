@@ -58,7 +58,7 @@ def open_samples(
     With `as_extracted` no more of `data` than the cache was made from. Raises SourceError, also where the cache says
     that they came over the network.
     """
-    hint = cache.source
+    hint = cache.origin(split)
     columns = {name: hint[name] for name in _COLUMNS if name in hint}
     places = hint.get("data", ())
     if not data and any(is_remote(str(place)) for place in places):

@@ -132,13 +132,17 @@ def load_again(
     modality: Modality = "text" if part.facts["input"]["kind"] == "text" else "image"
     try:
         network = load_teacher(name, modality=modality, weights=weights, **{**described, **given})
-    except TeacherError:
-        if teacher is None or not described:
+    except TeacherError as error:
+        if teacher is None:
+            message = f"the teacher of {part.prefix}, {name}, is not found by its name: {error.message}"
+            hint = "name it with --teacher, as for `fc extract`: its folder, or the name together with --weights"
+            raise TeacherError(message, hint=hint) from None
+        if not described:
             raise
         network = load_teacher(name, modality=modality, weights=weights, **given)  # another kind has no such options
     here = {"teacher": network.identity(), "input": network.input.to_json()}
     if fields := differences(there, here):
-        hint = "name the teacher it was made with by --teacher, --weights and --model-kwargs"
+        hint = "name the teacher it was made with by --teacher (its folder, if it is one), --weights and --model-kwargs"
         raise IdentityError(f"{part.prefix} was made by another teacher:", fields=fields, hint=hint)
     shapes = {output.name: output.shape for output in network.outputs}
     for item in part.outputs:

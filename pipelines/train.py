@@ -47,6 +47,7 @@ def train_student(
         built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
     run = RunDir.create(path, _record(given, rows, built), resume=resume)
     yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
+    yield from _told_of_probes(rows)
     if rows.stored is not None:
         what = f"images of {rows.stored.size} pixels" if rows.stored.modality == "image" else "tokens"
         yield Message(f"inputs come from the cache, as {what}; --data would read the samples themselves")
@@ -68,6 +69,13 @@ def train_student(
     )
     result = yield from follow(loop, run, built.settings.steps)
     return _finish(run, rows, built, result)
+
+
+def _told_of_probes(rows: "Rows") -> Run[None]:
+    for output in rows.outputs:
+        part = rows.reader.output_part(output)
+        if part.kind == "probe":
+            yield Message(f"{output} are those of {part.prefix}, a linear head on the teacher's {part.facts['input']}")
 
 
 def _left_out(rows: "Rows") -> Run[None]:

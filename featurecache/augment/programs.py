@@ -83,4 +83,6 @@ def _read(path: Path) -> ImageAugmentation:
         raise UsageError(f"{path}: {error.message}", hint=error.hint or hint) from None
     if not isinstance(found, ImageAugmentation):
         raise UsageError(f"{path} is an augmentation of texts, and these are images")
+    if found.name.removesuffix(_MIX) in AUGMENTATIONS:
+        raise UsageError(f"{path} has the name of another augmentation, {found.name}", hint="give it one of its own")
     return found

@@ -71,6 +71,12 @@ class Cache:
                 raise CorruptCacheError(f"{prefix} is sealed, but it is not in {self.objects.root}")
         return [parts[prefix] for prefix in sorted(sealed)]
 
+    def origin(self, split: str) -> Json:
+        """Where the samples of a split came from, a hint: what cache.json says, unless it was added from elsewhere."""
+        parts = self.parts(split) if split in self.splits else []
+        own = next((part.provenance.get("source") for part in parts if part.kind == "rows"), None)
+        return own if isinstance(own, dict) else self.source
+
     def all_parts(self) -> list[PartSpec]:
         """Parts of all splits, complete or not, sealed or not."""
         return [part for split in self.splits for part in find_parts(self.objects, split)]

@@ -55,7 +55,8 @@ def extend(
     temperatures: Temperatures = "1,2,4",
     augment: AugmentOption = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of the first random views.", rich_help_panel=VIEWS)
+        int | None,
+        typer.Option(min=0, max=2**53 - 1, metavar="N", help="Of the first random views.", rich_help_panel=VIEWS),
     ] = None,
     store_inputs: StoreInputs = None,
     weights: Weights = None,

@@ -65,7 +65,9 @@ def extract(
         int, typer.Option(min=1, metavar="N", help="The plain view, and N-1 random ones.", rich_help_panel=VIEWS)
     ] = 1,
     augment: AugmentOption = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random views.", rich_help_panel=VIEWS)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**53 - 1, metavar="N", help="Of the random views.", rich_help_panel=VIEWS)
+    ] = 0,
     store_inputs: StoreInputs = None,
     weights: Weights = None,
     img_size: ImgSize = None,

@@ -43,7 +43,10 @@ Temperatures = Annotated[
 AugmentOption = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="What makes random views: see list augmentations; or a TOML file.", rich_help_panel=VIEWS
+        metavar="NAME",
+        help="What makes them: see list augmentations; or FILE.toml.",
+        show_default="standard; texts: mask",
+        rich_help_panel=VIEWS,
     ),
 ]
 StoreInputs = Annotated[

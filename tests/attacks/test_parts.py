@@ -94,7 +94,7 @@ ATTACKS = [
     Attack("boolean rows", field("rows", to=True), PART),
     Attack("fractional rows", field("rows", to=10.0), PART),
     Attack("more rows than the split", claim_rows(10_000), PART),
-    Attack("more rows than there are bytes", claim_everywhere, "train/rows/key_offsets/c/1/0"),
+    Attack("more rows than there are bytes", claim_everywhere, "train/rows/key_offsets/c/1/0", says="over other rows"),
     Attack("a million shards", million_shards, PART),
     Attack("2**40 views", field("views", to=[0, 2**40]), PART),
     Attack("a negative view", field("views", to=[-1, 1]), PART),

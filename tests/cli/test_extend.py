@@ -37,7 +37,6 @@ def test_views_and_inputs_are_added(run, images):
     [
         ("", 2, ["nothing to add was named", "--views +8"]),
         ("--views lots", 2, ["lots", "+8"]),
-        ("--views 1 --augment strong", 2, ["no difference", "--views 8"]),
         ("--store-inputs 8 --seed 2", 2, ["no difference"]),
         ("--views +1 --augment stronk", 2, ["stronk", "strong"]),
         ("--views +1 --augment mask", 2, ["mask"]),

@@ -243,9 +243,38 @@ def test_what_is_refused_leaves_the_cache_as_it_was(small, wish, error, words):
 
 @pytest.mark.parametrize("wish", [{"augment": "strong"}, {"seed": 4}])
 def test_an_augmentation_without_random_views_is_refused(image_cache, wish):
-    for views in ({"views": "1"}, {"store_inputs": 16}):
-        with pytest.raises(UsageError, match="make no difference"):
-            finish(extend_cache(cache=image_cache, **HERE, **views, **wish))
+    with pytest.raises(UsageError, match="make no difference"):
+        finish(extend_cache(cache=image_cache, **HERE, store_inputs=16, **wish))
+
+
+def test_a_split_without_random_views_gets_those_of_another(tmp_path):
+    """Augmentation and seed of train; and --augment may be named where there is a test split."""
+    data = ["train=synthetic:6", "test=synthetic:4"]
+    finish(extract_cache(out=tmp_path, teacher="random", data=data, views=3, augment="flip-crop", seed=5, **HERE))
+    finish(extend_cache(cache=tmp_path, views="+1", augment="flip-crop", **HERE))
+    finish(extend_cache(cache=tmp_path, views="+2", splits=["test"], **HERE))
+    found = {split: open_cache(tmp_path).split(split) for split in ("train", "test")}
+    assert [reader.views() for reader in found.values()] == [4, 3]
+    drawn = [part for part in open_cache(tmp_path).parts("test") if part.kind == "views"]
+    assert [(part.facts["augmentation"]["name"], part.facts["seed"]) for part in drawn] == [("flip-crop", 5)]
+
+
+def test_a_split_that_was_added_is_found_where_it_came_from(tmp_path):
+    folder = image_folder(tmp_path / "images")
+    finish(extract_cache(out=tmp_path / "cache", teacher="random", data=["train=synthetic:6"], **HERE))
+    finish(extend_cache(cache=tmp_path / "cache", splits=["extra"], data=[f"extra={folder}"], **HERE))
+    summary = finish(extend_cache(cache=tmp_path / "cache", store_inputs=8, **HERE))
+    assert summary["added"] == ["extra/inputs", "train/inputs"]
+
+
+def test_a_new_teacher_gets_the_views_there_are(small):
+    with pytest.raises(UsageError, match="would have views of train that the others have not"):
+        finish(extend_cache(cache=small, teacher="random", model_kwargs={"dim": 5}, views="+1", **HERE))
+
+
+def test_a_split_that_is_there_and_nothing_to_add(small):
+    with pytest.raises(UsageError, match="the cache has train already"):
+        finish(extend_cache(cache=small, splits=["train"], **HERE))
 
 
 def test_a_teacher_of_the_other_kind_of_samples_is_refused(small, monkeypatch):
