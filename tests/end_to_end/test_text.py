@@ -11,7 +11,12 @@ CHANCE = 0.25
 def test_a_student_learns_from_a_cache_alone(tmp_path):
     cache, run = tmp_path / "cache", tmp_path / "run"
     extracted = finish(extract_cache(teacher="random", data="synthetic-text:600", out=cache, workers=0, device="cpu"))
-    assert extracted["splits"]["train"] == {"rows": 600, "part": "train/random-text", "invalid": {}}
+    assert extracted["splits"]["train"] == {
+        "rows": 600,
+        "views": 1,
+        "part": "train/random-text",
+        "invalid": {},
+    }
     probe = finish(fit_probe(cache=cache, labels=300))
     given = {"student": "bert:1x64", "objective": "kl(temperature=1)", "max_length": 48, "workers": 0, "device": "cpu"}
     summary = finish(train_student(cache=cache, out=run, epochs=25.0, batch_size=32, learning_rate=3e-3, **given))
