@@ -68,8 +68,9 @@ def extract(
 
     Decoding runs ahead in worker processes, writing runs behind in a thread; memory does not grow with the rows.
     Several processes may extract one part at once: each takes shards that no other has. What was committed stays when
-    the generator is closed or fails. Raises IdentityError if the split already holds a part made from something else,
-    or if the data changed while it was read, and DiskFullError.
+    the generator is closed or fails. Raises IdentityError if a part of this name was made from something else, if
+    samples are prepared otherwise than when it was begun, or if the data changed while it was read; IncompleteError if
+    the part's views are not drawn yet; CorruptCacheError for views that are not of this teacher's kind; DiskFullError.
     """
     part = find_part(objects, part.split, "teacher", part.identity) or part
     check_proof(part, teacher.input)

@@ -18,7 +18,7 @@ class Views:
     """The first `count` views of every sample, `per_sample` of them in an epoch, in turn.
 
     Each sample begins with a view of its own, so that a batch holds all kinds, and has seen all of them after
-    count / per_sample epochs. Published caches are used so (Dataset Reinforcement, ICCV 2023).
+    count / per_sample epochs.
     """
 
     count: int = 1
