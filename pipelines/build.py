@@ -102,7 +102,7 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     """Make the student and its data. Raises UsageError for an objective that this cache cannot serve."""
     seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
     torch.manual_seed(recipe.seed)
-    student, objective = _student(recipe, rows, has_labels=bool((seen != NO_LABEL).any()))
+    student, objective = _student(recipe, rows, seen)
     labels = rows.classes[seen] if rows.classes is not None and student.shared else seen
     labels = np.where(seen == NO_LABEL, NO_LABEL, labels)
     # rows without a label teach nothing where labels are all that the objective looks at
@@ -154,12 +154,13 @@ def try_once(run: TrainingRun) -> None:
             run.objective(run.student(batch.inputs), batch)
 
 
-def _student(recipe: TrainRecipe, rows: Rows, *, has_labels: bool) -> tuple[Student, WeightedSum]:
+def _student(recipe: TrainRecipe, rows: Rows, seen: np.ndarray) -> tuple[Student, WeightedSum]:
+    """`seen` is int64 (joined rows,): the label of each that may be looked at."""
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
     backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
     widths = {output: rows.reader.outputs[output].shape[0] for output in rows.outputs}
-    available = [*rows.reader.outputs, *(["labels"] if has_labels else [])]
-    objective = make_objective(rows.objective, Dimensions(features=backbone.features, targets=widths), available)
+    available = [*rows.reader.outputs, *(["labels"] if (seen != NO_LABEL).any() else [])]
+    objective = make_objective(rows.objective, _dimensions(rows, backbone.features, widths, seen), available)
     heads = {head: widths[head] for head in objective.heads if head != "labels"}
     shared: dict[str, str] = {}
     if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
@@ -167,6 +168,13 @@ def _student(recipe: TrainRecipe, rows: Rows, *, has_labels: bool) -> tuple[Stud
     elif "labels" in objective.heads:
         heads["labels"] = len(rows.source.class_names)
     return Student(backbone, heads, shared=shared), objective
+
+
+def _dimensions(rows: Rows, features: int, widths: Mapping[str, int], seen: np.ndarray) -> Dimensions:
+    labels = np.full(len(rows.reader), NO_LABEL)
+    labels[rows.joined.rows] = seen
+    classifier = rows.reader.classifier("logits") if "logits" in rows.outputs else None
+    return Dimensions(features=features, targets=widths, labels=torch.from_numpy(labels), classifier=classifier)
 
 
 def _data(

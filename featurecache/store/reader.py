@@ -278,6 +278,11 @@ class CacheReader:
         """The part that gives an output: a teacher's, or a probe."""
         return self._find(output).part.part
 
+    def classifier(self, output: str) -> "tuple[Tensor, Tensor] | None":
+        """float32 weight (classes, dim) and bias (classes,) of the head that a probe put on an embedding; None for an
+        output that a teacher gave."""
+        return self._column(output).head
+
     @cached_property
     def _row_by_hash(self) -> Mapping[bytes, int]:
         return {row.tobytes(): number for number, row in enumerate(self._rows.whole("key_hash"))}

@@ -48,12 +48,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """Widths that an objective may need to make its projectors."""
+    """What an objective may need to make its projectors and banks."""
 
     features: int
     """Width of the student's pooled features."""
     targets: Mapping[str, int]
     """Width of each teacher output."""
+    labels: Tensor | None = None
+    """int64 (rows of the cache,): the class of each row, NO_LABEL where there is none or it may not be used. As long as
+    a bank of one vector for each row must be."""
+    classifier: tuple[Tensor, Tensor] | None = None
+    """float32 weight (classes, dim) and bias (classes,) of the linear head that makes the teacher's logits from its
+    embedding; None where the cache does not hold it."""
 
 
 @runtime_checkable
