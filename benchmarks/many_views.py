@@ -35,7 +35,8 @@ from student.join import join
 from student.models.student import Student
 from student.objectives.base import Dimensions
 from student.objectives.weighted import make_objective
-from student.trainer import TrainSettings, train
+from student.settings import TrainSettings
+from student.trainer import train
 
 SIZE, IMAGES, BATCH, STEPS, MOST_VIEWS = 32, 300, 50, 1200, 16
 AUGMENTATION = Path(__file__).with_name("glyphs.toml")

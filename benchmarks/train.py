@@ -27,7 +27,8 @@ from pipelines.run_dir import RunDir
 from pipelines.train import follow
 from student.objectives.base import Batch
 from student.optim import make_optimizer
-from student.trainer import TrainSettings, train
+from student.settings import TrainSettings
+from student.trainer import train
 
 ROWS = 2048
 STUDENTS = {
@@ -143,6 +144,10 @@ class InMemory:
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Each once."""
         return iter(self.batches)
+
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """Their numbers."""
+        return [str(row) for row in rows.tolist()]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from timm.task import LogitDistillationTask
 from pipelines.build import TrainingRun
 from student.data import TrainingData
 from student.optim import make_optimizer
-from student.trainer import TrainSettings, train
+from student.settings import TrainSettings
+from student.trainer import train
 
 __all__ = ["time_table"]
 

@@ -24,7 +24,7 @@ from student.models.student import Student
 from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
 from student.selection import label_map, labelled_rows, validation_rows
-from student.trainer import TrainSettings
+from student.settings import TrainSettings
 from student.views import Views
 
 __all__ = ["Rows", "TrainingRun", "build", "open_rows", "try_once"]

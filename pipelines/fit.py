@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from student.data import CachedData
     from student.objectives.weighted import WeightedSum
-    from student.trainer import TrainSettings
+    from student.settings import TrainSettings
 
 __all__ = ["fit_teacher"]
 
@@ -57,7 +57,7 @@ def fit_teacher(
     from featurecache.teachers import resolve_name
     from student.objectives.base import Dimensions
     from student.objectives.weighted import make_objective
-    from student.trainer import TrainSettings
+    from student.settings import TrainSettings
 
     _check(mode, Path(out), weights=weights, epochs=epochs, batch_size=batch_size)
     columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "image_column": image_column}

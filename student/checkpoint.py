@@ -32,6 +32,7 @@ def save_checkpoint(
     step: int,
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    facts: Json | None = None,
 ) -> None:
     """Weights, buffers, states of optimizer, loss scaler and random numbers after `step` optimizer steps."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
@@ -40,7 +41,7 @@ def save_checkpoint(
     tensors["random.cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    save_tensors(path, tensors, {"step": step, "scaler": scaler.state_dict()})
+    save_tensors(path, tensors, {"step": step, "scaler": scaler.state_dict(), **(facts or {})})
 
 
 def load_checkpoint(
@@ -50,8 +51,8 @@ def load_checkpoint(
     *,
     scaler: torch.amp.GradScaler,
     device: torch.device,
-) -> int:
-    """Restore what `save_checkpoint` saved into equal modules and optimizer; returns the step.
+) -> tuple[int, Json]:
+    """Restore what `save_checkpoint` saved into equal modules and optimizer; returns the step and the facts.
 
     Raises CorruptCacheError if the file is damaged or belongs to another model.
     """
@@ -69,7 +70,7 @@ def load_checkpoint(
         raise CorruptCacheError(f"{path} does not fit this model: {error}", hint=hint) from error
     if device.type == "cuda" and "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"].cpu(), device)
-    return step
+    return step, state.facts
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -52,6 +52,10 @@ class TrainingData(Protocol):
         """Every row once."""
         ...
 
+    def keys_of(self, rows: torch.Tensor) -> Sequence[str]:
+        """The keys of rows, int64 (rows,), as batches name them."""
+        ...
+
 
 class CachedData:
     """Batches over some samples of a source: the student's inputs, their labels, and the targets of a cache's rows.
@@ -135,6 +139,11 @@ class CachedData:
         starts = range(0, len(self), batch_size)
         every = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
         return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(every))
+
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """The keys of rows of the cache or, without a reader, of samples."""
+        keys = self.source.keys if self.reader is None else self.reader.keys
+        return [keys[row] for row in rows.tolist()]
 
     def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator["_Step"]:
         per_epoch, window = self.steps_per_epoch(batch_size), BLOCK * GROUP

@@ -1,25 +1,52 @@
 """How a student is optimised: AdamW (Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101), warm-up then cosine."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clip_gradients", "learning_rate", "make_optimizer", "trainable"]
+from featurecache.errors import UsageError
+
+__all__ = ["clip_gradients", "layer_scales", "learning_rate", "make_optimizer", "set_learning_rate", "trainable"]
 
 
-def make_optimizer(modules: Iterable[nn.Module], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(
+    modules: Iterable[nn.Module], *, lr: float, weight_decay: float, scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW over the modules' trainable parameters: matrices decay; biases, norms and scalars do not.
 
-    The order is that of the modules and of their parameters, so a saved state fits again; shared ones count once.
+    `scales` has the part of the learning rate that a parameter gets, 1 for those it leaves out. The order is that of
+    the modules and of their parameters, so a saved state fits again; shared ones count once.
     """
-    parameters = trainable(modules)
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for item in trainable(modules):
+        grouped.setdefault(((scales or {}).get(item, 1.0), item.ndim >= 2), []).append(item)
     groups = [
-        {"params": [item for item in parameters if item.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [item for item in parameters if item.ndim < 2], "weight_decay": 0.0},
+        {"params": items, "weight_decay": weight_decay if decays else 0.0, "scale": scale}
+        for (scale, decays), items in grouped.items()
     ]
     return torch.optim.AdamW(groups, lr=lr, fused=True)  # 3 to 5 times faster than foreach or a loop, on a CPU too
+
+
+def layer_scales(student: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """The part of the learning rate of each of the backbone's parameters: `decay` for its last layer, its square for
+    the one below, and so on down (Bao et al., ICLR 2022, arXiv 2106.08254). Heads and projectors have all of it.
+
+    Raises UsageError for a student whose backbone does not say how deep its layers lie.
+    """
+    backbone: Any = getattr(student, "backbone", None)
+    if not hasattr(backbone, "depths"):
+        raise UsageError("this student does not say how deep its layers lie", hint="train it without a layer decay")
+    depths: Mapping[str, int] = backbone.depths()
+    return {weight: decay ** (max(depths.values()) + 1 - depths[name]) for name, weight in backbone.named_parameters()}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its part of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

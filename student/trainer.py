@@ -1,67 +1,31 @@
-"""The one loop that trains a student on cached targets; there is no teacher in it."""
+"""The one loop that trains students on cached targets; there is no teacher in it."""
 
-import contextlib
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featurecache.errors import FeatureCacheError, UsageError
-from student.checkpoint import load_checkpoint, save_checkpoint
+from featurecache.errors import UsageError
 from student.data import TrainingData
-from student.objectives.base import Batch
 from student.objectives.weighted import WeightedSum
-from student.optim import clip_gradients, learning_rate, make_optimizer, trainable
+from student.settings import TrainSettings
+from student.trainee import Trainee
 
-__all__ = ["Step", "TrainSettings", "Validated", "evaluate_objective", "train"]
+__all__ = ["LOG_EVERY", "Step", "Validated", "evaluate_objective", "train", "train_together"]
+
+LOG_EVERY = 10
+"""Steps between looks at the losses: reading one makes the device wait."""
 
 _SAVE_SECONDS = 300
 """An epoch of a large data set takes hours; an interruption should not cost one."""
 
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How a student is trained."""
-
-    steps: int
-    """Optimizer steps in all."""
-    batch_size: int = 64
-    """Samples per optimizer step."""
-    learning_rate: float = 1e-3
-    """Peak of the schedule: linear warm-up, then cosine to zero."""
-    weight_decay: float = 0.05
-    """Of weight matrices only; norms and biases have none."""
-    warmup: float = 0.05
-    """Part of the steps in which the learning rate rises."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no limit."""
-    precision: str = "float32"
-    """"float32", or autocast to "bfloat16" or "float16"."""
-    seed: int = 0
-    """Of weights, order, dropout and negatives."""
-    interval: int = 0
-    """Steps between validations, each followed by a checkpoint; 0 for every epoch, or 100 steps if that is rarer."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UsageError(f"training needs at least one step of one sample, not {self.steps} of {self.batch_size}")
-        if self.precision not in _PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(_PRECISIONS)}")
-        positive = 0 < self.learning_rate < math.inf
-        if not (positive and self.weight_decay >= 0 and 0 <= self.warmup <= 1 and self.clip >= 0):
-            raise UsageError("learning rate must be positive, decay and clip not negative, warm-up between 0 and 1")
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step."""
+    """One optimizer step of one student."""
 
     step: int
     """How many were made, this one included."""
@@ -69,6 +33,8 @@ class Step:
     learning_rate: float
     losses: Mapping[str, Tensor]
     """The total and each objective's unweighted value; scalars that stay on the device until somebody reads them."""
+    student: int = 0
+    """Which of the students that are trained together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +44,7 @@ class Validated:
     step: int
     epoch: int
     losses: Mapping[str, float]
+    student: int = 0
 
 
 def train(
@@ -90,105 +57,108 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> Iterator[Step | Validated]:
-    """Train in place, yielding every step, and a validation at every interval and at the end.
+    """Train one student in place, yielding every step, and a validation at every interval and at the end.
 
     `student` maps a batch of inputs to outputs by name, as a `Student` does.
     With `checkpoint`, everything is saved there after each validation and every five minutes; with `resume` the run
     goes on from it, with the same batches and the same random numbers as one that was never interrupted.
     Raises FeatureCacheError when the loss is no longer finite.
     """
-    device = data.device
-    modules: dict[str, nn.Module] = {"student": student.to(device), "objective": objective.to(device)}
-    optimizer = make_optimizer(modules.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    update = _Update(student, objective, optimizer, scaler, trainable(modules.values()), settings)
-    done = 0
+    trainee = Trainee(student, objective, settings, device=data.device, checkpoint=checkpoint)
     if resume and checkpoint is not None:
-        done = load_checkpoint(checkpoint, modules, optimizer, scaler=scaler, device=device)
-    per_epoch = data.steps_per_epoch(settings.batch_size)
+        trainee.resume()
+    return train_together([trainee], data, settings, validation=validation)
+
+
+def train_together(
+    trainees: Sequence[Trainee],
+    data: TrainingData,
+    settings: TrainSettings,
+    *,
+    validation: TrainingData | None = None,
+) -> Iterator[Step | Validated]:
+    """The same for several students, which see the same batches: reading and decoding are paid once.
+
+    Each has its own objective, optimizer and checkpoint. One that is ahead, because a run was interrupted between two
+    checkpoints, waits for the others. `settings` are those of all.
+    """
+    has_validation = validation is not None and len(validation) > 0
+    if settings.patience and not has_validation:
+        raise UsageError("to stop early, rows are needed to validate on", hint="give --validation a part above 0")
+    return _train(trainees, data, settings, validation if has_validation else None)
+
+
+def _train(
+    trainees: Sequence[Trainee], data: TrainingData, settings: TrainSettings, validation: TrainingData | None
+) -> Iterator[Step | Validated]:
+    per_step = settings.accumulate
+    per_epoch = max(data.steps_per_epoch(settings.batch_size) // per_step, 1)
     interval = settings.interval or max(per_epoch, 100)
-    batches = data.shuffled(settings.batch_size, seed=settings.seed, start=done, stop=settings.steps)
+    waiting = [trainee for trainee in trainees if not trainee.has_stopped]
+    first = min((trainee.done for trainee in waiting), default=settings.steps)
+    batches = data.shuffled(
+        settings.batch_size, seed=settings.seed, start=first * per_step, stop=settings.steps * per_step
+    )
     saved = time.monotonic()
-    student.train()
-    for step, batch in enumerate(batches, done + 1):
-        rate = learning_rate(
-            step - 1,
-            steps=settings.steps,
-            warmup=round(settings.warmup * settings.steps),
-            peak=settings.learning_rate,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses = update(batch)
-        yield Step(step, (step - 1) // per_epoch, rate, losses)
+    for trainee in waiting:
+        trainee.student.train()
+    for number, batch in enumerate(batches, first * per_step):
+        step, is_last = number // per_step + 1, (number + 1) % per_step == 0
+        epoch = (step - 1) // per_epoch
+        learning = [trainee for trainee in waiting if trainee.done < step]
+        for trainee in learning:
+            losses = trainee.learn(batch, ends_step=is_last)
+            if is_last:
+                yield Step(step, epoch, trainee.rate, losses, trainees.index(trainee))
+        if not is_last:
+            continue
         is_round = step % interval == 0 or step == settings.steps
-        if is_round or time.monotonic() - saved > _SAVE_SECONDS:
-            _check_finite(losses, modules, step)
-            if is_round and validation is not None and len(validation):
-                yield Validated(
-                    step, (step - 1) // per_epoch, evaluate_objective(student, objective, validation, settings)
-                )
-                student.train()
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, modules, optimizer, step=step, scaler=scaler, device=device)
-                saved = time.monotonic()
-    student.eval()
+        saves = is_round or time.monotonic() - saved > _SAVE_SECONDS
+        if saves or step % LOG_EVERY == 0:
+            for trainee in learning:
+                trainee.check_finite(data.keys_of, weights=saves)
+        if is_round and validation is not None:
+            judged = [(trainee.judged, trainee.objective) for trainee in learning]
+            for trainee, found in zip(learning, _evaluate(judged, validation, settings), strict=True):
+                trainee.note_validation(found["loss"])
+                yield Validated(step, epoch, found, trainees.index(trainee))
+        if saves:
+            for trainee in learning:
+                trainee.save()
+            saved = time.monotonic()
+        waiting = [trainee for trainee in waiting if not trainee.has_stopped]
+        if not waiting:
+            break
+    for trainee in trainees:
+        trainee.finish()
 
 
 def evaluate_objective(
     student: nn.Module, objective: WeightedSum, data: TrainingData, settings: TrainSettings
 ) -> dict[str, float]:
     """The mean of the total and of each objective over all rows, without gradients or dropout."""
-    student.eval()
-    sums: dict[str, float] = {}
+    return _evaluate([(student, objective)], data, settings)[0]
+
+
+def _evaluate(
+    judged: Sequence[tuple[nn.Module, WeightedSum]], data: TrainingData, settings: TrainSettings
+) -> list[dict[str, float]]:
+    """Of each student with its objective, in one pass over the rows; modules are left in the mode they were in."""
+    modules = [module for pair in judged for module in pair]
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    sums: list[dict[str, Tensor]] = [{} for _ in judged]
     rows = 0
     with torch.inference_mode():
         for batch in data.in_order(settings.batch_size):
-            with _precision(settings, data.device):
-                outputs = student(batch.inputs)
-            total, parts = objective(outputs, batch)
             rows += len(batch.rows)
-            for name, value in {"loss": total, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.rows)
-    return {name: value / rows for name, value in sums.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """One optimizer step on a batch; returns its losses."""
-
-    student: nn.Module
-    objective: WeightedSum
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    weights: list[nn.Parameter]
-    """All that is trained: finding them anew costs as much as a small layer."""
-    settings: TrainSettings
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        with _precision(self.settings, batch.rows.device):
-            outputs = self.student(batch.inputs)
-        total, parts = self.objective(outputs, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
-        if self.settings.clip:
-            self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.weights, max_norm=self.settings.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return {"loss": total.detach(), **parts}
-
-
-def _precision(settings: TrainSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    dtype = _PRECISIONS[settings.precision]
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def _check_finite(losses: Mapping[str, Tensor], modules: Mapping[str, nn.Module], step: int) -> None:
-    bad = [name for name, value in losses.items() if not math.isfinite(float(value))]
-    # a finite loss may have had a gradient that was not
-    weights = (parameter for module in modules.values() for parameter in module.parameters())
-    bad += [] if all(bool(parameter.isfinite().all()) for parameter in weights) else ["weights"]
-    if bad:
-        hint = "lower --lr, or train in float32; the last checkpoint is from before this"
-        raise FeatureCacheError(f"the loss is not finite at step {step:,} ({', '.join(bad)})", hint=hint)
+            for (student, objective), found in zip(judged, sums, strict=True):
+                with settings.autocast(data.device):
+                    outputs = student(batch.inputs)
+                total, parts = objective(outputs, batch)
+                for name, value in {"loss": total, **parts}.items():
+                    found[name] = found.get(name, 0) + value.float() * len(batch.rows)
+    for module, was_training in zip(modules, were_training, strict=True):
+        module.train(was_training)
+    return [{name: float(value) / rows for name, value in found.items()} for found in sums]

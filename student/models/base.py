@@ -33,6 +33,10 @@ class Backbone(Protocol):
         """As any `nn.Module` has it."""
         ...
 
+    def depths(self) -> Mapping[str, int]:
+        """How deep each parameter lies, by its name: 0 for what sees the input first, then layer by layer."""
+        ...
+
     def to_json(self) -> Json:
         """All that `backbone_from_json` needs beside the input to build it again, weights excepted."""
         ...

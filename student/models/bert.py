@@ -1,6 +1,7 @@
 """BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; Turc et al., arXiv 1908.08962)."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,12 @@ class BertBackbone(nn.Module):
         hidden: Tensor = self.network(input_ids=inputs["ids"], attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(2).to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def depths(self) -> dict[str, int]:
+        """0 for the embeddings, then 1 for the first layer, and so on."""
+        layer = re.compile(r"network\.encoder\.layer\.(\d+)\.")
+        found = {name: layer.match(name) for name, _ in self.named_parameters()}
+        return {name: int(match[1]) + 1 if match else 0 for name, match in found.items()}
 
     def to_json(self) -> Json:
         """Layers, width, positions, and the vocabulary's size to check the tokenizer with."""

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import get_arch_name
+from timm.models import get_arch_name, group_parameters
 from torch import Tensor, nn
 
 from featurecache.errors import UsageError
@@ -33,6 +33,12 @@ class TimmBackbone(nn.Module):
         """{"images": uint8 (batch, 3, size, size)} -> (batch, features)."""
         features: Tensor = self.network(self.input.normalise(inputs["images"]))
         return features
+
+    def depths(self) -> dict[str, int]:
+        """0 for the stem, then block by block, as timm groups them."""
+        network: Any = self.network
+        depths = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+        return {f"network.{name}": depth for name, depth in depths.items()}
 
     def to_json(self) -> Json:
         """The model's name."""

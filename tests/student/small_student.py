@@ -42,6 +42,9 @@ class BagOfBytes(nn.Module):
         mean = (self.embedding(inputs["ids"]) * weights).sum(1) / weights.sum(1)
         return self.dropout(torch.tanh(self.layer(mean)))
 
+    def depths(self) -> dict:
+        return {"embedding.weight": 0, "layer.weight": 1, "layer.bias": 1}
+
     def to_json(self) -> dict:
         return {"kind": "bag-of-bytes"}
 

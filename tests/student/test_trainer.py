@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from featurecache.errors import FeatureCacheError, UsageError
-from student.trainer import Step, TrainSettings, Validated, evaluate_objective, train
+from student.settings import TrainSettings
+from student.trainer import Step, Validated, evaluate_objective, train
 from tests.student.small_student import make_data, make_parts
 
 
@@ -148,8 +149,11 @@ def test_validation_never_changes_the_training(data, dropout):
 def test_dropout_is_off_in_validation_and_on_again_after_it(data):
     student, objective = make_parts(dropout=0.5)
     settings = TrainSettings(steps=4, batch_size=16, interval=2)
-    modes = [student.training for _ in train(student, objective, data, settings, validation=data)]
-    assert modes == [True, True, False, True, True, False]  # as each event is yielded
+    student.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    modes = []
+    run(train(student, objective, data, settings, validation=data))
+    learns, judges = [(True, True)] * 2, [(False, False)] * 4  # two batches a round, and the 64 rows in four
+    assert modes == [*learns, *judges] * 2 and not student.training
     assert evaluate_objective(student, objective, data, settings) == evaluate_objective(
         student, objective, data, settings
     )
@@ -172,9 +176,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data, tmp
     for _ in range(3):
         next(loop)
     kept = path.read_bytes()
+    batch = next(data.shuffled(16, seed=0, start=3, stop=4))
     student.backbone.layer.bias.data.fill_(math.nan)
-    with pytest.raises(FeatureCacheError, match=r"not finite at step 4 \(loss, mse, ce, weights\)") as caught:
+    with pytest.raises(FeatureCacheError, match=r"not finite at step 4 \(loss, mse, ce\)") as caught:
         run(loop)
+    keys = [data.reader.keys[row] for row in batch.rows]
+    assert f"its batch was {keys[0]!r}, {keys[1]!r}, {keys[2]!r}, {keys[3]!r} and 12 more" in caught.value.message
     assert "the last checkpoint is from before this" in caught.value.hint
     assert path.read_bytes() == kept
 
@@ -251,6 +258,9 @@ class Prepared:
 
     def in_order(self, batch_size):
         return iter(self.batches)
+
+    def keys_of(self, rows):
+        return [str(row) for row in rows.tolist()]
 
 
 def test_data_in_memory_trains_to_the_same_bits(data):
