@@ -1,0 +1,97 @@
+"""Where a run's curves go besides metrics.jsonl: TensorBoard, or any tracker with the functions of Weights & Biases."""
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from featurecache.errors import UsageError
+from featurecache.types import Json
+
+__all__ = ["Tracker", "open_trackers"]
+
+_PROJECT = "featurecache"
+
+
+class Tracker(Protocol):
+    """Takes numbers by name."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers after an optimizer step."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+@contextlib.contextmanager
+def open_trackers(names: Sequence[str], run: Path, recipe: Json, *, step: int = 0) -> Iterator[list[Tracker]]:
+    """The trackers of these names for a run directory, of which `step` steps are made; closed at the end.
+
+    "tensorboard" writes into RUN/tensorboard; any other name is a module with `init`, `log` and `finish`, as wandb and
+    trackio have. Raises UsageError for one that is not installed or is none.
+    """
+    opened: list[Tracker] = []
+    try:
+        for name in names:
+            make = _TensorBoard if name == "tensorboard" else _WandbLike
+            opened.append(make(name, run, recipe, step))
+        yield opened
+    finally:
+        for tracker in opened:
+            tracker.close()
+
+
+class _TensorBoard:
+    def __init__(self, name: str, run: Path, recipe: Json, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            hint = "pip install 'featurecache[track]'"
+            raise UsageError("--track tensorboard needs the package tensorboard", hint=hint) from None
+        # what an interrupted run told of later steps than its checkpoint is told anew
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandbLike:
+    def __init__(self, name: str, run: Path, recipe: Json, step: int) -> None:
+        try:
+            self._module: Any = importlib.import_module(name)
+        except (ImportError, ValueError) as error:
+            hint = f"pip install {name}, or give --track tensorboard"
+            raise UsageError(f"there is no tracker {name!r}: {error}", hint=hint) from None
+        if missing := [function for function in ("init", "log", "finish") if not hasattr(self._module, function)]:
+            message = f"{name!r} is no tracker: it has no {missing[0]}()"
+            raise UsageError(
+                message, hint="give tensorboard, wandb, trackio, or another module with init, log and finish"
+            )
+        given = {
+            "project": _PROJECT,
+            "name": run.name,
+            "config": recipe,
+            "resume": "allow",
+            "dir": str(run),
+            "id": f"{run.name}-{recipe['digest'][:8]}",  # by which wandb finds what an interrupted run has told
+        }
+        known = inspect.signature(self._module.init).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the run's own result
+            self._module.init(**{key: value for key, value in given.items() if takes_all or key in known})
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._module.log(dict(values), step=step)
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self._module.finish()
