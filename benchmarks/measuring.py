@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["finish", "interleaved", "median_ratio", "rate", "show", "show_rates"]
+import torch
+
+__all__ = ["busy_fraction", "finish", "interleaved", "median_ratio", "rate", "show", "show_rates"]
 
 
 def rate(units: float, work: Callable[[], object]) -> float:
@@ -18,6 +20,21 @@ def rate(units: float, work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return units / (time.perf_counter() - began)
+
+
+def busy_fraction(work: Callable[[], object]) -> float:
+    """The part of the time of some work in which a CUDA device runs a kernel: overlapping ones count once."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    spans = sorted((event.time_range.start, event.time_range.end) for event in profile.events() or ())
+    busy = reached = 0.0
+    for start, end in spans:  # microseconds
+        busy += max(end - max(start, reached), 0)
+        reached = max(reached, end)
+    return busy / 1e6 / seconds
 
 
 def interleaved(contestants: Mapping[str, Callable[[], float]], *, repetitions: int = 5) -> dict[str, list[float]]:
