@@ -110,6 +110,7 @@ def train(
     batches = data.shuffled(settings.batch_size, seed=settings.seed, start=done, stop=settings.steps)
     saved = time.monotonic()
     student.train()
+    objective.train()
     for step, batch in enumerate(batches, done + 1):
         rate = learning_rate(
             step - 1,
@@ -129,6 +130,7 @@ def train(
                     step, (step - 1) // per_epoch, evaluate_objective(student, objective, validation, settings)
                 )
                 student.train()
+                objective.train()
             if checkpoint is not None:
                 save_checkpoint(checkpoint, modules, optimizer, step=step, scaler=scaler, device=device)
                 saved = time.monotonic()
@@ -140,6 +142,7 @@ def evaluate_objective(
 ) -> dict[str, float]:
     """The mean of the total and of each objective over all rows, without gradients or dropout."""
     student.eval()
+    objective.eval()
     sums: dict[str, float] = {}
     rows = 0
     with torch.inference_mode():
