@@ -147,7 +147,7 @@ def try_once(run: TrainingRun) -> None:
     Nothing is changed by it. Raises what training would raise.
     """
     run.student.to(run.training.device).eval()
-    run.objective.to(run.training.device)
+    run.objective.to(run.training.device).eval()
     with torch.inference_mode():
         few = run.training.only(np.arange(min(len(run.training), 2)))
         for batch in few.in_order(2):

@@ -269,7 +269,11 @@ class CachedData:
         others = others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
         dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
         bank = self.reader.read(others, outputs=dense, device=self.device)
-        return replace(batch, bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)})
+        return replace(
+            batch,
+            bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)},
+            bank_labels=torch.from_numpy(self._label_of[self._sample_of[others]]).to(self.device),
+        )
 
     def _places(self) -> np.ndarray:
         """int64 (rows of the cache,): the sample of each row, -1 where it has none."""

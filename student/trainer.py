@@ -102,6 +102,7 @@ def _train(
     saved = time.monotonic()
     for trainee in waiting:
         trainee.student.train()
+        trainee.objective.train()
     for number, batch in enumerate(batches, first * per_step):
         step, is_last = number // per_step + 1, (number + 1) % per_step == 0
         epoch = (step - 1) // per_epoch

@@ -13,4 +13,13 @@ OBJECTIVES = Registry[Objective](
     mse="student.objectives.mse:MeanSquaredError",
     align_uniform="student.objectives.align_uniform:AlignUniform",
     infonce="student.objectives.infonce:InfoNCE",
+    smooth_l1="student.objectives.smooth_l1:SmoothL1",
+    srrl="student.objectives.srrl:SRRL",
+    rkd="student.objectives.rkd:RelationalDistillation",
+    sp="student.objectives.sp:SimilarityPreserving",
+    pkt="student.objectives.pkt:ProbabilisticTransfer",
+    crd="student.objectives.crd:CRD",
+    seed="student.objectives.seed:SEED",
+    siglip="student.objectives.siglip:SigLIP",
+    vicreg="student.objectives.vicreg:VICReg",
 )

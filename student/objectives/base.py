@@ -38,6 +38,8 @@ class Batch:
     """None where no sample is mixed with another."""
     bank: Mapping[str, Tensor] = field(default_factory=dict)
     """Targets of other rows, float32 (negatives, *shape), none of them in `rows`; empty unless an objective asks."""
+    bank_labels: Tensor | None = None
+    """int64 (negatives,): the class of each row of the bank, as in `labels`; None where there is no bank."""
 
     def dense(self, name: str) -> Tensor:
         """A target that is never sparse: any but logits."""
@@ -67,7 +69,8 @@ class Objective(Protocol):
     """A scalar loss between a student and cached targets; an `nn.Module`, since it may own projectors.
 
     Its parameters are optimised and checkpointed with the student and never exported. It is made as
-    `Class(dimensions, **options)`, where the options are keyword-only numbers with defaults.
+    `Class(dimensions, **options)`, where the options are keyword-only numbers with defaults. It is in training mode
+    for batches that are trained on alone; in evaluation mode it changes nothing, neither itself nor a generator.
     """
 
     name: ClassVar[str]

@@ -11,7 +11,12 @@ from featurecache.types import NO_LABEL
 from student.objectives import OBJECTIVES, Batch, Dimensions, Objective
 
 CLASSES, FEATURES, WIDTH = 7, 10, 6
-DIMENSIONS = Dimensions(features=FEATURES, targets={"embedding": WIDTH, "logits": CLASSES})
+DIMENSIONS = Dimensions(
+    features=FEATURES,
+    targets={"embedding": WIDTH, "logits": CLASSES},
+    labels=torch.tensor([0, 1, NO_LABEL, 2, 0, 0, NO_LABEL, 1, 2, 1, 0, NO_LABEL]),
+    classifier=(torch.linspace(-1, 1, CLASSES * WIDTH).reshape(CLASSES, WIDTH), torch.linspace(-0.3, 0.3, CLASSES)),
+)
 _HEADS = {"labels": CLASSES, "logits": CLASSES, "embedding": WIDTH}
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from featurecache.errors import UsageError
+from featurecache.types import NO_LABEL
 from student.objectives import Batch
-from student.objectives.infonce import InfoNCE, repeated_rows
+from student.objectives.infonce import InfoNCE, repeated_rows, same_class
+from tests.contracts.finite_differences import assert_same_loss_and_gradient
 from tests.contracts.objective_contract import DIMENSIONS, ObjectiveContract, random_batch, random_outputs
 
 
@@ -21,6 +23,11 @@ class TestBankContract(ObjectiveContract):
         return InfoNCE(DIMENSIONS, negatives=5, temperature=0.2)
 
 
+class TestMaskedContract(ObjectiveContract):
+    def make_objective(self):
+        return InfoNCE(DIMENSIONS, mask_same_class=True)
+
+
 def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
@@ -29,34 +36,66 @@ def cross_entropy(scores, own):
     return math.log(sum(math.exp(score) for score in scores)) - own
 
 
-def by_hand(student, batch, temperature, *, symmetric):
+def by_hand(student, batch, scale, *, symmetric, mask_same_class=False):
     """Over what each side may choose from: its own partner, others that are not the same sample, and the bank."""
-    s, t, rows = student.tolist(), batch.targets["embedding"].tolist(), batch.rows.tolist()
+    s, t, rows, labels = (
+        student.tolist(),
+        batch.targets["embedding"].tolist(),
+        batch.rows.tolist(),
+        batch.labels.tolist(),
+    )
     bank = batch.bank["embedding"].tolist() if batch.bank else []
+    classes = batch.bank_labels.tolist() if batch.bank else []
     count = len(s)
     forward = backward = 0.0
+
+    def is_alike(label, other):
+        return mask_same_class and label == other != NO_LABEL
+
     for i in range(count):
-        own = cosine(s[i], t[i]) / temperature
-        others = [j for j in range(count) if j != i and rows[j] != rows[i]]
-        seen = [cosine(s[i], t[j]) / temperature for j in others]
-        seen += [cosine(s[i], row) / temperature for row in bank]
+        own = cosine(s[i], t[i]) * scale
+        others = [j for j in range(count) if j != i and rows[j] != rows[i] and not is_alike(labels[i], labels[j])]
+        seen = [cosine(s[i], t[j]) * scale for j in others]
+        seen += [
+            cosine(s[i], row) * scale
+            for row, label in zip(bank, classes, strict=True)
+            if not is_alike(labels[i], label)
+        ]
         forward += cross_entropy([own, *seen], own) / count
-        backward += cross_entropy([own, *(cosine(s[j], t[i]) / temperature for j in others)], own) / count
+        backward += cross_entropy([own, *(cosine(s[j], t[i]) * scale for j in others)], own) / count
     return (forward + backward) / 2 if symmetric else forward
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mask_same_class", [True, False])
 @pytest.mark.parametrize("negatives", [0, 6])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [7, 3, 7, 7, 3], [1, 1, 1, 1, 1]])
-def test_is_the_mean_cross_entropy_of_finding_the_partner(symmetric, negatives, rows):
+def test_is_the_mean_cross_entropy_of_finding_the_partner(symmetric, mask_same_class, negatives, rows):
     outputs = random_outputs(5, heads=("embedding",))
     drawn = random_batch(5, targets=("embedding",), bank_rows=negatives)
-    batch = Batch(inputs={}, targets=drawn.targets, labels=drawn.labels, rows=torch.tensor(rows), bank=drawn.bank)
-    objective = InfoNCE(DIMENSIONS, negatives=negatives, temperature=0.5, symmetric=symmetric).double()
+    batch = Batch(
+        inputs={},
+        targets=drawn.targets,
+        labels=torch.tensor([2, NO_LABEL, 0, 2, NO_LABEL]),
+        rows=torch.tensor(rows),
+        bank=drawn.bank,
+        bank_labels=torch.tensor([0, 0, NO_LABEL, 2, 1, NO_LABEL]) if negatives else None,
+    )
+    options = {"symmetric": symmetric, "mask_same_class": mask_same_class}
+    objective = InfoNCE(DIMENSIONS, negatives=negatives, **options).double()
     with torch.no_grad():
-        objective.log_scale.fill_(math.log(2))  # double() came after the rounding to float32
-    expected = by_hand(outputs["embedding"], batch, 0.5, symmetric=symmetric)
-    assert objective(outputs, batch).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+        objective.log_scale.fill_(math.log(2))
+    loss = objective(outputs, batch)
+    (for_scale,) = torch.autograd.grad(loss, objective.log_scale, retain_graph=True)
+    student = outputs["embedding"]
+    assert_same_loss_and_gradient(loss, lambda x: by_hand(x, batch, 2.0, **options), student)
+    steps = [by_hand(student, batch, 2 * math.exp(change), **options) for change in (1e-5, -1e-5)]
+    assert for_scale.item() == pytest.approx((steps[0] - steps[1]) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+def test_unknown_classes_are_the_same_as_no_other():
+    mask = same_class(torch.tensor([1, NO_LABEL, 0]), torch.tensor([NO_LABEL, 1, 0, 1]))
+    assert mask.tolist() == [[False, True, False, True], [False] * 4, [False, False, True, False]]
 
 
 def test_repeated_samples_are_masked_but_never_the_partner():

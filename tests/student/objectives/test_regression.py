@@ -1,12 +1,14 @@
-"""Cosine distance and squared error against plain loops and their closed-form gradients."""
+"""Cosine distance, squared and smooth error against plain loops and their closed-form gradients."""
 
 import math
 
 import pytest
 import torch
 
+from featurecache.errors import UsageError
 from student.objectives.cosine import Cosine, cosine_distance
 from student.objectives.mse import MeanSquaredError
+from student.objectives.smooth_l1 import SmoothL1
 from tests.contracts.objective_contract import DIMENSIONS, ObjectiveContract, random_batch, random_outputs
 
 
@@ -18,6 +20,11 @@ class TestCosineContract(ObjectiveContract):
 class TestMeanSquaredErrorContract(ObjectiveContract):
     def make_objective(self):
         return MeanSquaredError(DIMENSIONS)
+
+
+class TestSmoothL1Contract(ObjectiveContract):
+    def make_objective(self):
+        return SmoothL1(DIMENSIONS)
 
 
 @pytest.fixture
@@ -50,3 +57,23 @@ def test_squared_error_is_the_mean_over_batch_and_dimensions(outputs, batch):
     loss.backward()
     assert loss.item() == pytest.approx(sum(squares) / len(squares), rel=1e-12)
     torch.testing.assert_close(student.grad, 2 * (student - teacher).detach() / len(squares))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_smooth_error_is_squared_up_to_beta_and_linear_beyond(beta, outputs, batch):
+    student, teacher = outputs["embedding"], batch.targets["embedding"]
+    apart = [abs(s - t) for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)]
+    assert any(value < 0.5 for value in apart) and any(value > 1 for value in apart)
+    losses = [value**2 / (2 * beta) if value < beta else value - beta / 2 for value in apart]
+    loss = SmoothL1(DIMENSIONS, beta=beta)(outputs, batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    slope = ((student - teacher).detach() / beta).clamp(-1, 1) if beta else (student - teacher).detach().sign()
+    torch.testing.assert_close(student.grad, slope / len(losses))
+    assert SmoothL1(DIMENSIONS).beta == 1
+
+
+@pytest.mark.parametrize("beta", [-1.0, math.inf, math.nan])
+def test_an_impossible_beta_is_refused(beta):
+    with pytest.raises(UsageError, match="beta"):
+        SmoothL1(DIMENSIONS, beta=beta)
