@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import UsageError
-from featurecache.types import NO_LABEL, SparseLogits
+from featurecache.types import NO_LABEL, TopLogits
 from student.evaluate import Features, compare, feature_scores, run_student, top_class
 from student.linear_probe import fit_linear_probe
 from student.models import Student
@@ -81,7 +81,7 @@ def test_cosine_is_the_mean_over_rows():
 def sparse(logits, k, temperatures=(1.0, 2.0)):
     order = np.argsort(-logits, axis=1)[:, :k]
     sums = [np.log(np.exp(logits / t).sum(1)) for t in temperatures]
-    return SparseLogits(
+    return TopLogits(
         values=torch.tensor(np.take_along_axis(logits, order, 1), dtype=torch.float32),
         indices=torch.tensor(order),
         logsumexp=torch.tensor(np.stack(sums, 1), dtype=torch.float32),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from featurecache.errors import UsageError
-from featurecache.types import SparseLogits
-from student.objectives.kl import KLDivergence, kl_divergence, sparse_kl_divergence
+from featurecache.types import TopLogits
+from student.objectives.kl import KLDivergence, kl_divergence
+from student.objectives.sparse import sparse_kl_divergence
 from tests.contracts.objective_contract import CLASSES, DIMENSIONS, ObjectiveContract, random_batch, random_outputs
 
 
@@ -15,7 +16,7 @@ def sparse(logits, k, temperatures=(1.0, 4.0)):
     """The k largest logits and the logsumexp of all, as the top-k encoding keeps them."""
     values, indices = logits.topk(k, dim=1)
     sums = torch.stack([(logits / temperature).logsumexp(dim=1) for temperature in temperatures], dim=1)
-    return SparseLogits(values, indices, sums, temperatures=temperatures, size=logits.shape[1])
+    return TopLogits(values, indices, sums, temperatures=temperatures, size=logits.shape[1])
 
 
 def softmax(row, temperature):
@@ -128,9 +129,7 @@ def test_a_sure_teacher_leaves_nothing_in_the_bucket():
 def test_rounded_values_never_give_a_negative_divergence():
     teacher = torch.tensor([[20.004, 19.0, 1.0, 0.0]])
     targets = sparse(teacher, 2, temperatures=(1.0,))
-    rounded = SparseLogits(
-        targets.values.half() + 0.01, targets.indices, targets.logsumexp, temperatures=(1.0,), size=4
-    )
+    rounded = TopLogits(targets.values.half() + 0.01, targets.indices, targets.logsumexp, temperatures=(1.0,), size=4)
     assert sparse_kl_divergence(teacher, rounded, temperature=1.0) >= 0
 
 
