@@ -177,8 +177,10 @@ def test_spec_is_full(spec, temperatures, full):
 
 @pytest.mark.parametrize(
     "spec",
-    ["sampled", "sampled:", "sampled:x", "sampled:5@1,2", "sampled:5@", "sampled:-5", "topk:2@1+sampled:5", "topk:2+"]
-    + ["topk:+sampled:2", "topk:2+topk:2", "sampled:5+topk:2", "sampled:" + "9" * 5000],
+    [
+        *("sampled", "sampled:", "sampled:x", "sampled:5@1,2", "sampled:5@", "sampled:-5", "sampled:" + "9" * 5000),
+        *("topk:2@1+sampled:5", "topk:2+", "topk:+sampled:2", "topk:2+topk:2", "sampled:5+topk:2"),
+    ],
 )
 def test_what_cannot_be_read(spec):
     with pytest.raises(UsageError, match="cannot read the encoding") as error:
