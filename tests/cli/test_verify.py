@@ -141,8 +141,6 @@ def test_stored_numbers_that_the_teacher_never_gave(run, tmp_path, monkeypatch):
     """Extracted with a teacher whose outputs are turned round: every hash is right, and the values are not."""
     from featurecache.teachers.random_projection import RandomProjection
 
-    from featurecache.teachers.random_projection import RandomProjection
-
     real = RandomProjection.__call__
 
     def turned(self, batch):
