@@ -15,7 +15,7 @@ from featurecache.sources.base import Source
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.views import StoredViews
 from featurecache.teachers.base import Teacher
-from featurecache.types import Json, SparseLogits
+from featurecache.types import Json, SampledLogits, SparseLogits, TopLogits
 
 __all__ = ["encoding_cost", "loss", "measured_part", "sample_rows"]
 
@@ -71,7 +71,8 @@ def encoding_cost(encoding: Encoding, exact: Tensor) -> Json:
 
     Dense values: cosine, lowest_cosine, largest_error, and for "logits" kl (of the stored from the exact, nats, at
     temperature 1) and agreement (of the largest class). Top-k: kl and mass (of the k classes), by temperature; the
-    classes that are not stored count as one.
+    classes that are not stored count as one. Sampled: mass (of the drawn classes), distance (half the sum over classes
+    of |estimate - probability|) and entropy_error (the mean, in nats), at its temperature.
     """
     encoded = {name: values.cpu() for name, values in encoding.encode(exact).items()}
     held = torch.from_numpy(holds_values({name: values.numpy() for name, values in encoded.items()}))
@@ -83,7 +84,9 @@ def encoding_cost(encoding: Encoding, exact: Tensor) -> Json:
 
 def loss(exact: Tensor, stored: Tensor | SparseLogits, *, are_logits: bool) -> Json:
     """The numbers of `encoding_cost` for rows (one or more) that were stored somewhere already, and their count."""
-    if isinstance(stored, SparseLogits):
+    if isinstance(stored, SampledLogits):
+        return {"rows": len(exact), **_sampled_cost(exact, stored)}
+    if isinstance(stored, TopLogits):
         return {"rows": len(exact), **_sparse_cost(exact, stored)}
     return {"rows": len(exact), **_dense_cost(exact, stored, are_logits=are_logits)}
 
@@ -171,10 +174,10 @@ def _dense_cost(exact: Tensor, decoded: Tensor, *, are_logits: bool) -> Json:
     return cost
 
 
-def _sparse_cost(exact: Tensor, sparse: SparseLogits) -> Json:
+def _sparse_cost(exact: Tensor, sparse: TopLogits) -> Json:
     kl, mass = {}, {}
     for number, temperature in enumerate(sparse.temperatures):
-        name = repr(temperature).removesuffix(".0")
+        name = _temperature(temperature)
         true = (exact.double() / temperature).softmax(-1)
         kept = true.gather(1, sparse.indices)
         rest = true.scatter(1, sparse.indices, 0.0).sum(1, keepdim=True)
@@ -184,3 +187,19 @@ def _sparse_cost(exact: Tensor, sparse: SparseLogits) -> Json:
         kl[name] = float((torch.xlogy(left, left) - torch.xlogy(left, right)).sum(1).mean())
         mass[name] = float(kept.sum(1).mean())
     return {"kl": kl, "mass": mass}
+
+
+def _sampled_cost(exact: Tensor, sampled: SampledLogits) -> Json:
+    true = (exact.double() / sampled.temperature).softmax(-1)
+    estimate = torch.zeros_like(true).scatter_add(1, sampled.indices, sampled.weights.double())
+    error = torch.special.entr(true).sum(1) - sampled.entropy.double()
+    name = _temperature(sampled.temperature)
+    return {
+        "mass": {name: float((true * (estimate > 0)).sum(1).mean())},
+        "distance": {name: float((true - estimate).abs().sum(1).mean() / 2)},
+        "entropy_error": float(error.abs().mean()),
+    }
+
+
+def _temperature(number: float) -> str:
+    return repr(number).removesuffix(".0")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from featurecache.augment import Augmentation
 from featurecache.draw import views_identity
-from featurecache.encodings import Encoding, make_encoding
+from featurecache.encodings import Encoding, is_sparse, make_encoding
 from featurecache.errors import UnknownNameError, UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.forward import PRECISIONS
@@ -99,9 +99,9 @@ def _encodings(
     if unused := set(encode) - set(chosen):
         raise UsageError(f"--encode names {', '.join(sorted(unused))}, which --outputs leaves out")
     for name, spec in encode.items():
-        if spec.partition(":")[0] == "topk" and name != "logits":
+        if is_sparse(spec) and name != "logits":
             hint = f"write --encode {name}=float16 or {name}=float32"
-            raise UsageError(f"{spec} keeps the largest classes of logits; every number of {name} counts", hint=hint)
+            raise UsageError(f"{spec} keeps some classes of logits; every number of {name} counts", hint=hint)
     if not all(0 < temperature < math.inf for temperature in temperatures):
         raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
     return {name: make_encoding(encode.get(name, "float16"), known[name], temperatures=temperatures) for name in chosen}

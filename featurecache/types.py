@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "OutputSpec",
     "Reason",
     "Sample",
+    "SampledLogits",
     "SparseLogits",
+    "TopLogits",
 ]
 
 Modality = Literal["image", "text"]
@@ -108,7 +112,7 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseLogits:
+class TopLogits:
     """The k largest of `size` logits for each row, with the logsumexp of the whole row at some temperatures."""
 
     values: "Tensor"
@@ -121,7 +125,40 @@ class SparseLogits:
     size: int
     """Number of classes."""
 
-    def to(self, *args: Any, **kwargs: Any) -> "SparseLogits":
+    def map(self, change: "Callable[[Tensor], Tensor]") -> "TopLogits":
+        """The same with each tensor changed: other rows of it, or in other memory."""
+        values, indices, sums = (change(item) for item in (self.values, self.indices, self.logsumexp))
+        return TopLogits(values, indices, sums, self.temperatures, self.size)
+
+    def to(self, *args: Any, **kwargs: Any) -> "TopLogits":
         """The same on another device (arguments as of `Tensor.to`; dtypes are kept)."""
-        values, indices, sums = (item.to(*args, **kwargs) for item in (self.values, self.indices, self.logsumexp))
-        return SparseLogits(values, indices, sums, self.temperatures, self.size)
+        return self.map(lambda item: item.to(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class SampledLogits:
+    """Estimates of the class probabilities softmax(logits / temperature) of each row; their expectation is exact."""
+
+    indices: "Tensor"
+    """int64 (batch, places): classes, those that are known exactly first, then the most frequently drawn."""
+    weights: "Tensor"
+    """float32 (batch, places): the estimates, which add up to 1; 0 in places that are not used, where the index is
+    some class again."""
+    entropy: "Tensor"
+    """float32 (batch,): of the exact probabilities, in nats."""
+    temperature: float
+    size: int
+    """Number of classes."""
+
+    def map(self, change: "Callable[[Tensor], Tensor]") -> "SampledLogits":
+        """The same with each tensor changed: other rows of it, or in other memory."""
+        indices, weights, entropy = (change(item) for item in (self.indices, self.weights, self.entropy))
+        return SampledLogits(indices, weights, entropy, self.temperature, self.size)
+
+    def to(self, *args: Any, **kwargs: Any) -> "SampledLogits":
+        """The same on another device (arguments as of `Tensor.to`; dtypes are kept)."""
+        return self.map(lambda item: item.to(*args, **kwargs))
+
+
+SparseLogits: TypeAlias = TopLogits | SampledLogits
+"""What is known of logits that were not kept whole."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from featurecache.store.reader import CacheReader
-from featurecache.types import Json, Reason, SparseLogits
+from featurecache.types import Json, Reason, SampledLogits, SparseLogits
 
 __all__ = ["Answer", "Answers", "ask"]
 
@@ -108,7 +108,9 @@ def _class_name(names: Sequence[str], number: int) -> str:
 
 def _top_classes(logits: Tensor | SparseLogits) -> tuple[float, list[list[tuple[int, float]]]]:
     """A temperature, and for each row the numbers of its largest classes with their probabilities at it."""
-    if isinstance(logits, SparseLogits):
+    if isinstance(logits, SampledLogits):
+        temperature, chances = logits.temperature, logits.weights.double().masked_fill(logits.weights == 0, -math.inf)
+    elif isinstance(logits, SparseLogits):
         # where they were not kept for temperature 1, the probabilities are known at others alone
         temperature = 1.0 if 1.0 in logits.temperatures else logits.temperatures[0]
         sums = logits.logsumexp[:, [logits.temperatures.index(temperature)]]

@@ -21,6 +21,7 @@ from student.data import CachedData
 from student.join import Joined, join
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
+from student.objectives import OBJECTIVES
 from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
 from student.selection import label_map, labelled_rows, validation_rows
@@ -102,9 +103,8 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
     """Make the student and its data. Raises UsageError for an objective that this cache cannot serve."""
     seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
     torch.manual_seed(recipe.seed)
-    student, objective = _student(recipe, rows, seen)
-    labels = rows.classes[seen] if rows.classes is not None and student.shared else seen
-    labels = np.where(seen == NO_LABEL, NO_LABEL, labels)
+    labels = _labels(rows, seen)
+    student, objective = _student(recipe, rows, labels)
     # rows without a label teach nothing where labels are all that the objective looks at
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
@@ -154,13 +154,22 @@ def try_once(run: TrainingRun) -> None:
             run.objective(run.student(batch.inputs), batch)
 
 
-def _student(recipe: TrainRecipe, rows: Rows, seen: np.ndarray) -> tuple[Student, WeightedSum]:
-    """`seen` is int64 (joined rows,): the label of each that may be looked at."""
+def _labels(rows: Rows, seen: np.ndarray) -> np.ndarray:
+    """int64 (joined rows,): the label of each that may be looked at, as the number of a logit where the classes
+    correspond and the student has logits, which then stand for its labels too."""
+    heads = {head for term in parse_objective(rows.objective) for head in OBJECTIVES.get(term.name).heads}
+    if rows.classes is None or "logits" not in heads:
+        return seen
+    return np.where(seen == NO_LABEL, NO_LABEL, rows.classes[seen])
+
+
+def _student(recipe: TrainRecipe, rows: Rows, labels: np.ndarray) -> tuple[Student, WeightedSum]:
+    """`labels` is what `_labels` gives."""
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
     backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
     widths = {output: rows.reader.outputs[output].shape[0] for output in rows.outputs}
-    available = [*rows.reader.outputs, *(["labels"] if (seen != NO_LABEL).any() else [])]
-    objective = make_objective(rows.objective, _dimensions(rows, backbone.features, widths, seen), available)
+    available = [*rows.reader.outputs, *(["labels"] if (labels != NO_LABEL).any() else [])]
+    objective = make_objective(rows.objective, _dimensions(rows, backbone.features, widths, labels), available)
     heads = {head: widths[head] for head in objective.heads if head != "labels"}
     shared: dict[str, str] = {}
     if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
@@ -170,11 +179,17 @@ def _student(recipe: TrainRecipe, rows: Rows, seen: np.ndarray) -> tuple[Student
     return Student(backbone, heads, shared=shared), objective
 
 
-def _dimensions(rows: Rows, features: int, widths: Mapping[str, int], seen: np.ndarray) -> Dimensions:
-    labels = np.full(len(rows.reader), NO_LABEL)
-    labels[rows.joined.rows] = seen
+def _dimensions(rows: Rows, features: int, widths: Mapping[str, int], labels: np.ndarray) -> Dimensions:
+    every = np.full(len(rows.reader), NO_LABEL)
+    every[rows.joined.rows] = labels
     classifier = rows.reader.classifier("logits") if "logits" in rows.outputs else None
-    return Dimensions(features=features, targets=widths, labels=torch.from_numpy(labels), classifier=classifier)
+    return Dimensions(
+        features=features,
+        targets=widths,
+        labels=torch.from_numpy(every),
+        classifier=classifier,
+        labels_are_logits=rows.classes is not None,
+    )
 
 
 def _data(
@@ -217,7 +232,5 @@ def _default_objective(reader: CacheReader, source: Source) -> str:
 
 
 def _needs(objective: str) -> tuple[str, ...]:
-    from student.objectives import OBJECTIVES
-
     needs: tuple[str, ...] = OBJECTIVES.get(objective).needs
     return needs

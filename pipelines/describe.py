@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["count_invalid", "describe_cache", "describe_progress", "output_text"]
 
-_BY_TEMPERATURE = {"kl": "mean KL", "mass": "probability kept"}
+_BY_TEMPERATURE = {"kl": "mean KL", "mass": "probability kept", "distance": "mean distance"}
 _TEMPERATURE = re.compile(r"[0-9.e+-]{1,24}")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, TeacherError, differences
 from featurecache.store.validate import check_count, check_text
-from featurecache.types import Json, Modality, SparseLogits
+from featurecache.types import Json, Modality, SparseLogits, TopLogits
 from pipelines.events import Advance, Run, default_device
 from pipelines.load import has_outputs, open_samples, open_split
 
@@ -27,6 +27,8 @@ __all__ = ["Recomputation", "load_again", "prepare", "recompute"]
 
 _LEAST_COSINE = 0.999
 _LEAST_AGREEMENT = 0.99
+_MOST_ENTROPY_ERROR = 0.01
+"""Nats; the one thing that is kept of sampled logits and is not random."""
 _BATCH = 64
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _MOST_PIXELS = 2**12
@@ -239,7 +241,8 @@ def _judged(name: str, exact: "torch.Tensor", stored: "torch.Tensor | SparseLogi
 
     are_logits = name.rpartition("/")[2] == "logits"
     facts = loss(exact, stored, are_logits=are_logits)
-    if isinstance(stored, SparseLogits):
+    if isinstance(stored, TopLogits):
         facts["agreement"] = float((exact.argmax(-1) == stored.indices[:, 0]).double().mean())
     enough = facts.get("agreement", 1.0) >= _LEAST_AGREEMENT and facts.get("cosine", 1.0) >= _LEAST_COSINE
+    enough = enough and facts.get("entropy_error", 0.0) <= _MOST_ENTROPY_ERROR
     return {**facts, "ok": enough}

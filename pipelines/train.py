@@ -41,6 +41,7 @@ def train_student(
     built = build(given, rows, device=device, workers=workers)
     try_once(built)
     yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
+    yield from map(Message, built.objective.notes)
     name = built.student.backbone.name.replace(":", "-")
     path = Path(out or RunDir.named(Path("runs"), name, resume=resume))
     if resume and given.shuffle == "auto":

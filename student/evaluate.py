@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featurecache.types import NO_LABEL, SparseLogits
+from featurecache.types import NO_LABEL, SampledLogits, SparseLogits
 from student.data import CachedData
 from student.linear_probe import fit_linear_probe
 from student.models.student import Student
-from student.objectives.kl import kl_divergence, sparse_kl_divergence
+from student.objectives.kl import kl_divergence
+from student.objectives.sparse import sparse_kl_divergence
 
 __all__ = ["Features", "compare", "feature_scores", "run_student", "top_class"]
 
@@ -52,7 +53,8 @@ def compare(
 
     `labels` is int64 (rows,) in the data's classes; `classes` is the teacher's logit for each of them, or None if they
     do not correspond. accuracy, agreement: top-1; kl: mean KL(teacher || student) in nats at temperature 1 (over the
-    stored classes and one for the rest where logits are sparse); cosine: mean over rows of embeddings.
+    stored classes and one for the rest where logits are sparse; an unbiased estimate where they are sampled); cosine:
+    mean over rows of embeddings.
     """
     known = labels != NO_LABEL
     scores: dict[str, float | None] = dict.fromkeys(("accuracy", "teacher_accuracy", "agreement", "kl", "cosine"))
@@ -89,7 +91,8 @@ def feature_scores(bank: Features, queries: Features, validation: np.ndarray, *,
 def top_class(logits: Tensor | SparseLogits, among: np.ndarray | None = None) -> np.ndarray:
     """int64 (rows,): the class with the largest logit; of a few classes only, where `among` lists them.
 
-    Where none of those is among the stored ones of sparse logits, it is the largest of all.
+    Where none of those is among the stored ones of sparse logits, it is the largest of all. Of sampled logits it is
+    the first that is known exactly, else the one that was drawn most often.
     """
     if isinstance(logits, SparseLogits):
         ranked = logits.indices.numpy()
@@ -103,7 +106,8 @@ def top_class(logits: Tensor | SparseLogits, among: np.ndarray | None = None) ->
 def _kl(logits: Tensor, targets: Tensor | SparseLogits) -> float | None:
     if not isinstance(targets, SparseLogits):
         return float(kl_divergence(logits, targets))
-    return float(sparse_kl_divergence(logits, targets)) if 1.0 in targets.temperatures else None
+    stored = (targets.temperature,) if isinstance(targets, SampledLogits) else targets.temperatures
+    return float(sparse_kl_divergence(logits, targets)) if 1.0 in stored else None
 
 
 def _nearest_neighbours(bank: Features, queries: Features, classes: int) -> np.ndarray:

@@ -144,6 +144,24 @@ def test_cost_of_top_k():
     assert cost["rows"] == 25 and set(cost) == {"rows", "kl", "mass"}
 
 
+@pytest.mark.parametrize("spec", ["sampled:6@4", "topk:2+sampled:6@4"])
+def test_cost_of_sampled_logits(spec):
+    exact = (normal(3, 25, 8) * 3).astype(np.float32)
+    encoding = make_encoding(spec, OutputSpec("logits", (8,)))
+    cost = encoding_cost(encoding, torch.from_numpy(exact))
+    stored = encoding.decode(encoding.encode(torch.from_numpy(exact)))
+    mass, distance = [], []
+    for row, ids, weights in zip(exact.tolist(), stored.indices.tolist(), stored.weights.tolist(), strict=True):
+        p, found = softmax(row, 4.0), [0.0] * 8
+        for index, weight in zip(ids, weights, strict=True):
+            found[index] += weight
+        mass.append(sum(chance for chance, weight in zip(p, found, strict=True) if weight))
+        distance.append(sum(abs(a - b) for a, b in zip(p, found, strict=True)) / 2)
+    assert cost["mass"] == {"4": pytest.approx(np.mean(mass), rel=1e-6)}
+    assert cost["distance"] == {"4": pytest.approx(np.mean(distance), rel=1e-5)}
+    assert cost["entropy_error"] < 1e-3 and set(cost) == {"rows", "mass", "distance", "entropy_error"}
+
+
 def test_all_classes_kept_and_no_mass_left():
     exact = torch.tensor([[500.0, 0.0, -500.0], [1.0, 2.0, 3.0]])
     cost = encoding_cost(make_encoding("topk:3@1", OutputSpec("logits", (3,))), exact)

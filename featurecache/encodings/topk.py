@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from featurecache.errors import CorruptCacheError, UsageError
-from featurecache.types import ArraySpec, Dtype, OutputSpec, SparseLogits
+from featurecache.types import ArraySpec, Dtype, OutputSpec, TopLogits
 
-__all__ = ["TopK"]
+__all__ = ["TopK", "check_indices", "check_temperatures", "index_dtype", "shortest"]
 
 
 class TopK:
@@ -26,15 +26,13 @@ class TopK:
         (size,) = output.shape if len(output.shape) == 1 else (0,)
         if not 1 <= k <= size:
             raise UsageError(f"topk:{k} needs an output with at least {k} classes; {output.name} has {size}")
-        if not temperatures or not all(0 < t < math.inf for t in temperatures):
-            raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
+        check_temperatures(temperatures)
         self.temperatures = tuple(sorted(set(map(float, temperatures))))
-        self.spec = f"topk:{k}@{','.join(map(_shortest, self.temperatures))}"
+        self.spec = f"topk:{k}@{','.join(map(shortest, self.temperatures))}"
         self._name, self._k, self._size = output.name, k, size
-        index: Dtype = "uint16" if size <= 2**16 else "int32"
         self.arrays = (
             ArraySpec(f"{output.name}.values", "float16", (k,), ("rank",)),
-            ArraySpec(f"{output.name}.indices", index, (k,), ("rank",)),
+            ArraySpec(f"{output.name}.indices", index_dtype(size), (k,), ("rank",)),
             ArraySpec(f"{output.name}.logsumexp", "float32", (len(self.temperatures),), ("temperature",)),
         )
 
@@ -53,14 +51,12 @@ class TopK:
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises CorruptCacheError unless all indices are numbers of classes."""
-        indices = arrays[f"{self._name}.indices"]
-        # as unsigned numbers negative ones are the largest, so one pass checks both ends
-        if indices.size and int(indices.view(f"u{indices.itemsize}").max()) >= self._size:
-            raise CorruptCacheError(f"{self._name}.indices has numbers beyond its {self._size:,} classes")
+        name = f"{self._name}.indices"
+        check_indices(name, arrays[name], self._size)
 
-    def decode(self, arrays: Mapping[str, Tensor]) -> SparseLogits:
-        """Sparse logits over all classes, values in float32."""
-        return SparseLogits(
+    def decode(self, arrays: Mapping[str, Tensor]) -> TopLogits:
+        """Top logits over all classes, values in float32."""
+        return TopLogits(
             values=arrays[f"{self._name}.values"].float(),
             indices=arrays[f"{self._name}.indices"].long(),
             logsumexp=arrays[f"{self._name}.logsumexp"],
@@ -69,6 +65,24 @@ class TopK:
         )
 
 
-def _shortest(number: float) -> str:
+def check_temperatures(temperatures: Sequence[float]) -> None:
+    """Raises UsageError unless there are some, and all of them are positive numbers."""
+    if not temperatures or not all(0 < t < math.inf for t in temperatures):
+        raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
+
+
+def index_dtype(classes: int) -> Dtype:
+    """The smallest type of index that reaches them all."""
+    return "uint16" if classes <= 2**16 else "int32"
+
+
+def check_indices(name: str, indices: np.ndarray, classes: int) -> None:
+    """Raises CorruptCacheError unless all are numbers of classes."""
+    # as unsigned numbers negative ones are the largest, so one pass checks both ends
+    if indices.size and int(indices.view(f"u{indices.itemsize}").max()) >= classes:
+        raise CorruptCacheError(f"{name} has numbers beyond its {classes:,} classes")
+
+
+def shortest(number: float) -> str:
     """The shortest text that reads back as the same number: "2", "0.5"."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)

@@ -183,9 +183,7 @@ def _arrays(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[ViewParts, A
 def _own(value: Tensor | SparseLogits, borrowed: set[int]) -> Tensor | SparseLogits:
     """What was decoded without a copy still lies in a buffer, and gets memory of its own."""
     if isinstance(value, SparseLogits):
-        kept = value.values, value.indices, value.logsumexp
-        values, indices, logsumexp = (_own_tensor(item, borrowed) for item in kept)
-        return SparseLogits(values, indices, logsumexp, value.temperatures, value.size)
+        return value.map(lambda item: _own_tensor(item, borrowed))
     return _own_tensor(value, borrowed)
 
 

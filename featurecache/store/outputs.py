@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featurecache.encodings import Encoding, make_encoding
+from featurecache.encodings import Encoding, is_sparse, make_encoding
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.objects import LocalObjects
@@ -122,10 +122,9 @@ def _head(output: Output, objects: LocalObjects) -> "tuple[Tensor, Tensor]":
         weight, bias = tensors["weight"].float(), tensors["bias"].float()
     except (safetensors.SafetensorError, KeyError) as error:
         raise CorruptCacheError(f"the head of {probe.prefix} cannot be read: {error}") from None
-    # what is kept as its largest values alone has no width that a head could be applied to
-    is_dense = not output.kept.encoding.startswith("topk")
+    # of what is kept as some classes alone there is no vector that a head could be applied to
     if (
-        not is_dense
+        is_sparse(output.kept.encoding)
         or weight.shape != (*output.spec.shape, *output.kept.output.shape)
         or bias.shape != output.spec.shape
     ):

@@ -94,4 +94,7 @@ def _names(kind: str) -> Json:
         "int8:row": "a scale for each row, for normalised embeddings",
         "int8:column": "a scale for each column, where some columns are much larger than others",
         "topk:K": "the K largest logits, and the logsumexp of all of them; topk:K@1,2,4 names the temperatures",
+        "sampled:N": "N classes drawn by their probabilities, an unbiased estimate of all; sampled:N@2 draws at "
+        "temperature 2",
+        "topk:K+sampled:N": "the K largest exactly, and N draws from the others: unbiased too, and closer",
     }

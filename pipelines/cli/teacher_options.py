@@ -34,7 +34,9 @@ Outputs = Annotated[
 Encode = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="OUTPUT=SPEC", help="float16 (the default), float32, int8 or topk:K.", rich_help_panel=OUTPUTS
+        metavar="OUTPUT=SPEC",
+        help="float16 (the default), float32, int8, topk:K or sampled:N: see list encodings.",
+        rich_help_panel=OUTPUTS,
     ),
 ]
 Temperatures = Annotated[

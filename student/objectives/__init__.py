@@ -9,6 +9,8 @@ OBJECTIVES = Registry[Objective](
     "objective",
     ce="student.objectives.cross_entropy:CrossEntropy",
     kl="student.objectives.kl:KLDivergence",
+    dkd="student.objectives.dkd:DecoupledKD",
+    dist="student.objectives.dist:DIST",
     cosine="student.objectives.cosine:Cosine",
     mse="student.objectives.mse:MeanSquaredError",
     align_uniform="student.objectives.align_uniform:AlignUniform",

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from featurecache.errors import UsageError
 from featurecache.inputs import Inputs
 from featurecache.types import SparseLogits
 
@@ -62,6 +63,16 @@ class Dimensions:
     classifier: tuple[Tensor, Tensor] | None = None
     """float32 weight (classes, dim) and bias (classes,) of the linear head that makes the teacher's logits from its
     embedding; None where the cache does not hold it."""
+    labels_are_logits: bool = True
+    """Whether labels are numbers of the teacher's logits: whether the data's classes are among the teacher's."""
+
+    def check_classes(self, objective: str) -> None:
+        """Raises UsageError unless a label says which of the teacher's classes it is."""
+        if not self.labels_are_logits:
+            raise UsageError(
+                f"{objective} needs each label's own logit, and the data's classes are not among the teacher's",
+                hint="say which is which with --class-map, or make logits of the data's classes with `fc probe`",
+            )
 
 
 @runtime_checkable
@@ -69,8 +80,10 @@ class Objective(Protocol):
     """A scalar loss between a student and cached targets; an `nn.Module`, since it may own projectors.
 
     Its parameters are optimised and checkpointed with the student and never exported. It is made as
-    `Class(dimensions, **options)`, where the options are keyword-only numbers with defaults. It is in training mode
-    for batches that are trained on alone; in evaluation mode it changes nothing, neither itself nor a generator.
+    `Class(dimensions, **options)`, where the options are keyword-only numbers, or words of a `Literal`, with
+    defaults. An attribute `notes` may have sentences that the user should read before it is trained towards. It is in
+    training mode for batches that are trained on alone; in evaluation mode it changes nothing, neither itself nor a
+    generator.
     """
 
     name: ClassVar[str]

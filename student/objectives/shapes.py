@@ -9,10 +9,11 @@ except ImportError:  # a development tool: whoever only trains students need not
     from typing import Annotated as Float
     from typing import Annotated as Int
 
-__all__ = ["Labels", "Logits", "Pairs", "Scalar", "Vectors"]
+__all__ = ["Labels", "Logits", "Pairs", "Rows", "Scalar", "Vectors"]
 
 Scalar = Float[Tensor, ""]
 Vectors = Float[Tensor, "batch dim"]
 Logits = Float[Tensor, "batch classes"]
+Rows = Float[Tensor, "batch"]
 Labels = Int[Tensor, "batch"]
 Pairs = Bool[Tensor, "batch batch"]

@@ -4,19 +4,29 @@ import inspect
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast, get_args
 
 from torch import Tensor, nn
 
-from featurecache.errors import UsageError
+from featurecache.errors import UnknownNameError, UsageError
 from student.objectives import OBJECTIVES
 from student.objectives.base import Batch, Dimensions, Objective
 
-__all__ = ["Number", "Term", "WeightedSum", "make_objective", "objective_options", "parse_objective"]
+__all__ = [
+    "Number",
+    "Term",
+    "Value",
+    "WeightedSum",
+    "make_objective",
+    "objective_options",
+    "option_text",
+    "option_words",
+    "parse_objective",
+]
 
 _BETWEEN_TERMS = re.compile(r",(?![^(]*\))")
 _TERM = re.compile(r"\s*(?P<name>[^\s():,]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?::(?P<weight>[^():]*))?")
-_GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=NUMBER,...):WEIGHT, with commas between them"
+_GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=VALUE,...):WEIGHT, with commas between them"
 _REMEDIES = {
     "embedding": "extract with `--outputs embedding`",
     "labels": "give data that has labels with `--data`",
@@ -24,14 +34,16 @@ _REMEDIES = {
 }
 
 Number: TypeAlias = int | float
-"""The value of an option; `bool` is an `int`."""
+"""`bool` is an `int`."""
+Value: TypeAlias = Number | str
+"""The value of an option: a number, or a word where its type is a `Literal` of words."""
 
 
 class Term(NamedTuple):
     """One objective of a sum."""
 
     name: str
-    options: dict[str, Number]
+    options: dict[str, Value]
     weight: float
 
 
@@ -45,6 +57,8 @@ class WeightedSum(nn.Module):
         self.needs = _union(part.needs for part in parts.values())
         self.heads = _union(part.heads for part in parts.values())
         self.bank_rows = max(part.bank_rows for part in parts.values())
+        self.notes = _union(getattr(part, "notes", ()) for part in parts.values())
+        """What the user should read before training."""
 
     def forward(self, student: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted total, and each part's own value without weight or graph."""
@@ -66,7 +80,7 @@ def make_objective(text: str, dimensions: Dimensions, available: Collection[str]
 
 
 def parse_objective(text: str) -> list[Term]:
-    """The terms of `NAME(OPTION=NUMBER,...):WEIGHT,...` in order; a weight left out is 1. Raises UsageError."""
+    """The terms of `NAME(OPTION=VALUE,...):WEIGHT,...` in order; a weight left out is 1. Raises UsageError."""
     terms = [_parse_term(part) for part in _BETWEEN_TERMS.split(text)]
     names = [term.name for term in terms]
     for name in names:
@@ -77,10 +91,19 @@ def parse_objective(text: str) -> list[Term]:
     return terms
 
 
-def objective_options(name: str) -> dict[str, Number]:
+def objective_options(name: str) -> dict[str, Value]:
     """An objective's options and their defaults. Raises UnknownNameError."""
-    parameters = inspect.signature(OBJECTIVES.get(name)).parameters.values()
-    return {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    return {item.name: item.default for item in _parameters(name)}
+
+
+def option_words(objective: str, option: str) -> tuple[str, ...]:
+    """The words that an option chooses among; none for one that is a number. Raises UnknownNameError."""
+    return next(get_args(item.annotation) for item in _parameters(objective) if item.name == option)
+
+
+def _parameters(objective: str) -> list[inspect.Parameter]:
+    parameters = inspect.signature(OBJECTIVES.get(objective)).parameters.values()
+    return [item for item in parameters if item.kind is item.KEYWORD_ONLY]
 
 
 def _parse_term(text: str) -> Term:
@@ -95,20 +118,34 @@ def _parse_term(text: str) -> Term:
     return Term(name, options, number)
 
 
-def _parse_options(objective: str, text: str, defaults: Mapping[str, Number]) -> dict[str, Number]:
-    options: dict[str, Number] = {}
+def _parse_options(objective: str, text: str, defaults: Mapping[str, Value]) -> dict[str, Value]:
+    options: dict[str, Value] = {}
     for item in filter(str.strip, text.split(",")):
         name, equals, value = (word.strip() for word in item.partition("="))
         if not equals:
             raise UsageError(f"{objective}: cannot read the option {name!r}", hint=_GRAMMAR)
         if name not in defaults:
-            known = ", ".join(f"{option}={default:g}" for option, default in defaults.items())
+            known = ", ".join(f"{option}={option_text(default)}" for option, default in defaults.items())
             hint = f"its options and their defaults: {known}" if known else "it has none"
             raise UsageError(f"the objective {objective!r} has no option {name!r}", hint=hint)
         if name in options:
             raise UsageError(f"{objective}: the option {name!r} stands twice", hint="give it once")
-        options[name] = _number(f"{objective}: {name}", value, defaults[name])
+        options[name] = _value(objective, name, value, defaults[name])
     return options
+
+
+def option_text(value: Value) -> str:
+    """As it is written: "4", "0.07", "bucket"."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _value(objective: str, option: str, text: str, default: Value) -> Value:
+    if not isinstance(default, str):
+        return _number(f"{objective}: {option}", text, default)
+    words = option_words(objective, option)
+    if text not in words:
+        raise UnknownNameError(f"{option} of {objective}", text, words)
+    return text
 
 
 def _number(what: str, text: str, default: Number) -> Number:

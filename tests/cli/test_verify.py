@@ -195,3 +195,24 @@ def test_a_shard_repaired_as_the_guarantees_say(run, tmp_path):
     (cache / "train/random-text/_commits/00000-0000001.json").unlink()
     assert run(*command, "--workers", "0", "--device", "cpu").code == 0
     assert run("verify", cache).code == 0 and json.loads(run("info", cache, "--json").out)["digest"] == digest
+
+
+def test_sampled_logits_are_recomputed_by_what_is_not_random_in_them(run, tmp_path):
+    """Draws differ from one set of weights to another, as they may; the entropy of the probabilities must not."""
+    options = {"model_kwargs": {"classes": 4}, "workers": 0, "device": "cpu", "encode": {"logits": "sampled:5@1"}}
+    finish(extract_cache(teacher="random", data="synthetic-text:64", out=tmp_path / "same", **options))
+    assert run("verify", tmp_path / "same", "--recompute", "20", "--device", "cpu").code == 0
+    from featurecache.teachers.random_projection import RandomProjection
+
+    real = RandomProjection.__call__
+
+    def doubled(self, batch):
+        return {name: 2 * value for name, value in real(self, batch).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RandomProjection, "__call__", doubled)
+        finish(extract_cache(teacher="random", data="synthetic-text:64", out=tmp_path / "other", **options))
+    done = run("verify", tmp_path / "other", "--recompute", "20", "--device", "cpu", "--json")
+    assert done.code == 5
+    found = json.loads(done.out)["recomputed"]["train"]["logits"]
+    assert found["entropy_error"] > 0.01 and not found["ok"]

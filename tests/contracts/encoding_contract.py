@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from featurecache.encodings import ENCODINGS, Encoding, holds_values, make_encoding
-from featurecache.types import OutputSpec, SparseLogits
+from featurecache.types import OutputSpec, SampledLogits, TopLogits
 
 
 class EncodingContract:
@@ -56,7 +56,7 @@ class EncodingContract:
         decoded = encoding.decode({name: torch.from_numpy(array) for name, array in stored.items()})
         exact = values.double()
         allowed = self.allowed(exact)
-        if isinstance(decoded, SparseLogits):
+        if isinstance(decoded, TopLogits):
             exact, allowed = exact.gather(1, decoded.indices), allowed.gather(1, decoded.indices)
             decoded = decoded.values
         assert decoded.dtype == torch.float32
@@ -84,4 +84,5 @@ class EncodingContract:
         filled = {a.name: torch.from_numpy(np.full((2, *a.shape), a.fill, a.dtype)) for a in encoding.arrays}
         assert not holds_values({name: array.numpy() for name, array in filled.items()}).any()
         decoded = encoding.decode(filled)
-        assert (decoded.values if isinstance(decoded, SparseLogits) else decoded).isnan().all()
+        decoded = decoded.values if isinstance(decoded, TopLogits) else decoded
+        assert (decoded.weights if isinstance(decoded, SampledLogits) else decoded).isnan().all()

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -65,9 +66,12 @@ class ObjectiveContract:
     def test_cites_its_paper(self, objective):
         assert re.search(r"\d{4}, .*arXiv \d{4}\.\d{4,5}$", objective.paper)
 
-    def test_options_are_numbers_with_defaults(self, objective):
+    def test_options_are_numbers_or_words_with_defaults(self, objective):
         _, *options = inspect.signature(type(objective)).parameters.values()
-        assert all(option.kind is option.KEYWORD_ONLY and option.default >= 0 for option in options)
+        assert all(option.kind is option.KEYWORD_ONLY for option in options)
+        for option in options:
+            words = get_args(option.annotation)
+            assert option.default in words if isinstance(option.default, str) else option.default >= 0
 
     @pytest.mark.parametrize("count", [1, 2, 9])
     def test_is_a_finite_scalar_with_finite_gradients(self, objective, count):

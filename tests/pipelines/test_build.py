@@ -13,7 +13,7 @@ from featurecache.store.reader import open_cache
 from featurecache.store.writer import create_cache
 from featurecache.types import NO_LABEL
 from pipelines import extract_cache, finish, fit_probe
-from pipelines.build import build, open_rows
+from pipelines.build import build, open_rows, try_once
 from pipelines.load import open_samples
 from pipelines.recipe import TrainRecipe
 from student.selection import labelled_rows, validation_rows
@@ -115,6 +115,26 @@ def test_few_labels_are_chosen_by_key_and_the_other_rows_still_teach(text_cache)
     assert len(everything) == 160
     assert set(everything[labels != NO_LABEL]) == set(np.flatnonzero(seen))
     assert (rows.joined.labels[everything[labels != NO_LABEL]] == labels[labels != NO_LABEL]).all()
+
+
+@pytest.mark.parametrize("objective", ["dkd", "kl(rest=label),cosine", "dkd,ce"])
+def test_labels_are_numbers_of_logits_for_what_looks_at_both(probed_cache, tmp_path, objective):
+    source = open_data("synthetic-text:160")
+    data = (write_texts(tmp_path / "renamed", source, ["a", "b", "c", "d"]),)
+    mapped = {"a": "class-2", "b": "class-0", "c": "class-3", "d": "class-1"}
+    rows, run = built(probed_cache, **FAST, data=data, objective=objective, class_map=mapped)
+    own = dict(zip(rows.joined.rows.tolist(), rows.joined.labels.tolist(), strict=True))
+    assert "labels" not in run.student.widths
+    for row, label in zip(run.training.rows.tolist(), run.training.labels.tolist(), strict=True):
+        assert label == [2, 0, 3, 1][own[row]]
+    try_once(run)
+
+
+@pytest.mark.parametrize(("objective", "says"), [("dkd", "dkd"), ("kl(rest=label)", r"kl\(rest=label\)")])
+def test_classes_that_do_not_correspond_are_refused(text_cache, objective, says):
+    with pytest.raises(UsageError, match=f"{says} needs each label's own logit") as caught:
+        built(text_cache, **FAST, objective=objective)
+    assert "--class-map" in caught.value.hint and "fc probe" in caught.value.hint
 
 
 def test_where_labels_are_all_that_teaches_only_labelled_rows_do(text_cache):

@@ -73,6 +73,7 @@ def test_no_cache(tmp_path):
     [
         ({"cosine": 0.99997365, "lowest_cosine": 0.9, "largest_error": 0.00312, "rows": 1024}, 1),
         ({"kl": {"1": 0.00123, "2": 2e-5}, "mass": {"1": 0.98765, "2": 0.5}, "rows": 256}, 2),
+        ({"mass": {"1": 0.98}, "distance": {"1": 0.0512}, "entropy_error": 0.0, "rows": 256}, 3),
         ({}, None),
         ({"rows": 9}, None),
         ({"cosine": 1.0}, None),
@@ -86,6 +87,7 @@ def test_what_an_encoding_costs_in_words(cost, text):
     expected = {
         1: ": cosine 0.999974 (lowest 0.900000), largest error 0.0031, on 1,024 rows",
         2: ": mean KL 0.00123 at T=1, 2e-05 at T=2, probability kept 0.988 at T=1, 0.5 at T=2, on 256 rows",
+        3: ": probability kept 0.98 at T=1, mean distance 0.0512 at T=1, on 256 rows",
         None: "",
     }[text]
     part = teacher_part(10)

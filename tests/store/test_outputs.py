@@ -9,7 +9,7 @@ import torch
 from featurecache.errors import CorruptCacheError
 from featurecache.store.layout import REASON, VALID, EncodedOutput, PartSpec
 from featurecache.store.reader import open_cache
-from featurecache.types import ArraySpec, OutputSpec, SparseLogits
+from featurecache.types import ArraySpec, OutputSpec, TopLogits
 from tests.store.small_parts import add_probe, teacher_part, write_part, write_rows
 
 
@@ -32,7 +32,7 @@ def test_sparse_logits(objects):
     )
     model = write_part(objects, part)
     found = open_cache(objects.root).split().read([3, 1])["logits"]
-    assert isinstance(found, SparseLogits) and (found.size, found.temperatures) == (2**16, (3.0,))
+    assert isinstance(found, TopLogits) and (found.size, found.temperatures) == (2**16, (3.0,))
     assert np.array_equal(found.values, model["logits.values"][0, [3, 1]])
     assert np.array_equal(found.indices, model["logits.indices"][0, [3, 1]])
     assert np.array_equal(found.logsumexp, model["logits.logsumexp"][0, [3, 1]])

@@ -1,5 +1,7 @@
 """Scores against numbers worked out by hand, and features judged against scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import UsageError
-from featurecache.types import NO_LABEL, SparseLogits
+from featurecache.types import NO_LABEL, SampledLogits, TopLogits
 from student.evaluate import Features, compare, feature_scores, run_student, top_class
 from student.linear_probe import fit_linear_probe
 from student.models import Student
@@ -81,7 +83,7 @@ def test_cosine_is_the_mean_over_rows():
 def sparse(logits, k, temperatures=(1.0, 2.0)):
     order = np.argsort(-logits, axis=1)[:, :k]
     sums = [np.log(np.exp(logits / t).sum(1)) for t in temperatures]
-    return SparseLogits(
+    return TopLogits(
         values=torch.tensor(np.take_along_axis(logits, order, 1), dtype=torch.float32),
         indices=torch.tensor(order),
         logsumexp=torch.tensor(np.stack(sums, 1), dtype=torch.float32),
@@ -110,6 +112,26 @@ def test_top_class_among_a_few():
     assert top_class(logits, few).tolist() == [2, 1, 2, 1]
     assert top_class(sparse(TEACHER, 3), few).tolist() == [2, 1, 2, 1]
     assert top_class(sparse(TEACHER, 1), few).tolist() == [0, 0, 2, 1]  # none of them is stored
+
+
+def test_scores_of_sampled_logits():
+    """The class that is drawn most, and of several rows the mean of what is an unbiased estimate for each."""
+    labels, p = np.array([0, 1, 2, 1]), softmax(TEACHER)
+    drawn = SampledLogits(
+        indices=torch.tensor([[0, 1], [0, 0], [2, 1], [1, 0]]),
+        weights=torch.tensor([[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]),
+        entropy=torch.tensor(-(p * np.log(p)).sum(1)),
+        temperature=1.0,
+        size=3,
+    )
+    scores = compare(tensors(logits=STUDENT), {"logits": drawn}, labels, np.arange(3))
+    logs, estimates = np.log(softmax(STUDENT)), [[0.75, 0.25, 0], [1, 0, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]]
+    expected = -(np.array(estimates) * logs).sum(1) + (p * np.log(p)).sum(1)
+    assert scores["kl"] == pytest.approx(expected.mean(), rel=1e-5)
+    assert scores["teacher_accuracy"] == 0.75
+    assert top_class(drawn, np.array([1, 2])).tolist() == [1, 0, 2, 1]  # the second row has no drawn class among them
+    warmer = compare(tensors(logits=STUDENT), {"logits": replace(drawn, temperature=2.0)}, labels, np.arange(3))
+    assert warmer["kl"] is None and warmer["agreement"] == scores["agreement"]
 
 
 @pytest.fixture(scope="module")

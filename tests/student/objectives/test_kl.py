@@ -1,13 +1,16 @@
 """KL divergence against plain loops: dense, sparse with a bucket, tiny masses, temperatures."""
 
 import math
+import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 
 from featurecache.errors import UsageError
-from featurecache.types import SparseLogits
-from student.objectives.kl import KLDivergence, kl_divergence, sparse_kl_divergence
+from featurecache.types import TopLogits
+from student.objectives.kl import KLDivergence, kl_divergence, standardised
+from student.objectives.sparse import sparse_kl_divergence
 from tests.contracts.objective_contract import CLASSES, DIMENSIONS, ObjectiveContract, random_batch, random_outputs
 
 
@@ -15,7 +18,7 @@ def sparse(logits, k, temperatures=(1.0, 4.0)):
     """The k largest logits and the logsumexp of all, as the top-k encoding keeps them."""
     values, indices = logits.topk(k, dim=1)
     sums = torch.stack([(logits / temperature).logsumexp(dim=1) for temperature in temperatures], dim=1)
-    return SparseLogits(values, indices, sums, temperatures=temperatures, size=logits.shape[1])
+    return TopLogits(values, indices, sums, temperatures=temperatures, size=logits.shape[1])
 
 
 def softmax(row, temperature):
@@ -49,6 +52,11 @@ def bucket_by_hand(student, teacher, k, temperature):
 class TestContract(ObjectiveContract):
     def make_objective(self):
         return KLDivergence(DIMENSIONS)
+
+
+class TestStandardisedContract(ObjectiveContract):
+    def make_objective(self):
+        return KLDivergence(DIMENSIONS, temperature=2.0, standardise=True)
 
 
 @pytest.fixture
@@ -128,9 +136,7 @@ def test_a_sure_teacher_leaves_nothing_in_the_bucket():
 def test_rounded_values_never_give_a_negative_divergence():
     teacher = torch.tensor([[20.004, 19.0, 1.0, 0.0]])
     targets = sparse(teacher, 2, temperatures=(1.0,))
-    rounded = SparseLogits(
-        targets.values.half() + 0.01, targets.indices, targets.logsumexp, temperatures=(1.0,), size=4
-    )
+    rounded = TopLogits(targets.values.half() + 0.01, targets.indices, targets.logsumexp, temperatures=(1.0,), size=4)
     assert sparse_kl_divergence(teacher, rounded, temperature=1.0) >= 0
 
 
@@ -146,8 +152,46 @@ def test_the_objective_takes_dense_and_sparse_targets():
     outputs = random_outputs(4, heads=("logits",))
     batch = random_batch(4, targets=("logits",))
     dense = objective(outputs, batch)
-    assert dense == objective.between(outputs["logits"], batch.targets["logits"])
-    torch.testing.assert_close(objective.between(outputs["logits"], sparse(batch.targets["logits"], CLASSES)), dense)
+    assert dense == kl_divergence(outputs["logits"], batch.targets["logits"], temperature=1.0)
+    whole = replace(batch, targets={"logits": sparse(batch.targets["logits"], CLASSES)})
+    torch.testing.assert_close(objective(outputs, whole), dense)
+
+
+def standardised_by_hand(row):
+    return [(value - statistics.fmean(row)) / statistics.pstdev(row) for value in row]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_standardised_logits_by_hand_and_their_gradient_by_finite_differences(student, teacher, temperature):
+    def loss(student):
+        return kl_divergence(standardised(student), standardised(teacher), temperature=temperature)
+
+    pairs = (torch.tensor([standardised_by_hand(row) for row in each.tolist()]) for each in (student, teacher))
+    assert loss(student).item() == pytest.approx(dense_by_hand(*pairs, temperature), rel=1e-6)
+    assert torch.autograd.gradcheck(loss, student)
+
+
+def test_only_the_shape_of_standardised_logits_counts():
+    objective, outputs = KLDivergence(DIMENSIONS, standardise=True), random_outputs(4, heads=("logits",))
+    batch = random_batch(4, targets=("logits",))
+    torch.testing.assert_close(objective({"logits": 7 * outputs["logits"] - 3}, batch), objective(outputs, batch))
+    assert objective({"logits": 0.1 * batch.targets["logits"] + 5}, batch).item() == pytest.approx(0, abs=1e-12)
+    assert KLDivergence(DIMENSIONS)(outputs, batch) != objective(outputs, batch)
+
+
+def test_a_constant_row_is_standardised_to_zeros_with_a_finite_gradient():
+    logits = torch.full((2, 4), 3.0, requires_grad=True)
+    found = standardised(logits)
+    (found * torch.arange(4.0)).sum().backward()
+    assert torch.equal(found, torch.zeros(2, 4)) and logits.grad.isfinite().all()
+
+
+def test_sparse_logits_cannot_be_standardised():
+    batch = random_batch(4, targets=("logits",))
+    kept = replace(batch, targets={"logits": sparse(batch.targets["logits"], 2)})
+    with pytest.raises(UsageError, match=r"kl\(standardise=1\) needs every class's logit") as caught:
+        KLDivergence(DIMENSIONS, standardise=True)(random_outputs(4, heads=("logits",)), kept)
+    assert "`--encode logits=float16`" in caught.value.hint
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

@@ -6,7 +6,7 @@ import torch
 from featurecache.errors import UnknownNameError, UsageError
 from featurecache.types import NO_LABEL
 from student.objectives import OBJECTIVES
-from student.objectives.weighted import make_objective, objective_options, parse_objective
+from student.objectives.weighted import make_objective, objective_options, option_text, parse_objective
 from tests.contracts.objective_contract import DIMENSIONS, random_batch, random_outputs
 
 EVERYTHING = ("embedding", "logits", "labels")
@@ -22,6 +22,8 @@ EVERYTHING = ("embedding", "logits", "labels")
         ("infonce(negatives=64,symmetric=0)", [("infonce", {"negatives": 64, "symmetric": False}, 1.0)]),
         ("align-uniform(alpha=1,t=3):0,ce:1e-3", [("align-uniform", {"alpha": 1.0, "t": 3.0}, 0.0), ("ce", {}, 0.001)]),
         ("cosine()", [("cosine", {}, 1.0)]),
+        ("kl(rest=uniform):2", [("kl", {"rest": "uniform"}, 2.0)]),
+        ("kl( rest = label , temperature=1)", [("kl", {"rest": "label", "temperature": 1.0}, 1.0)]),
     ],
 )
 def test_reads_names_options_and_weights(text, terms):
@@ -41,13 +43,17 @@ def test_options_have_the_type_of_their_default():
         (
             "kl(temprature=2)",
             "the objective 'kl' has no option 'temprature'",
-            "its options and their defaults: temperature=4",
+            "its options and their defaults: temperature=4, standardise=0, rest=bucket",
         ),
         ("mse(t=2)", "the objective 'mse' has no option 't'", "it has none"),
         ("kl(temperature=hot)", "kl: temperature is 'hot'", "write a number"),
         ("kl(temperature)", "kl: cannot read the option 'temperature'", "write NAME, NAME:WEIGHT"),
         ("kl(temperature=2,temperature=3)", "the option 'temperature' stands twice", "give it once"),
         ("kl(temperature=-2)", "kl: temperature is -2", "above 0"),
+        ("kl(rest=uniforn)", "no rest of kl is called 'uniforn'", "did you mean 'uniform'?"),
+        ("kl(rest=2)", "no rest of kl is called '2'", "known: bucket, label, renormalise, uniform"),
+        ("kl(rest=)", "no rest of kl is called ''", "known: bucket"),
+        ("kl(rest=Bucket )", "no rest of kl is called 'Bucket'", "did you mean 'bucket'?"),
         ("infonce(negatives=2.5)", "infonce: negatives is '2.5'", "write a whole number"),
         ("infonce(symmetric=2)", "infonce: symmetric is '2'", "write 0 or 1"),
         ("kl:much", "the weight of kl is 'much'", "write a number"),
@@ -132,5 +138,11 @@ def test_a_batch_without_labels_still_trains_the_other_parts():
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_of_the_table_is_made_from_its_own_defaults(name):
-    options = ",".join(f"{option}={default:g}" for option, default in objective_options(name).items())
+    options = ",".join(f"{option}={option_text(default)}" for option, default in objective_options(name).items())
     assert make_objective(f"{name}({options}):1", DIMENSIONS, EVERYTHING).needs == OBJECTIVES.get(name).needs
+
+
+def test_notes_of_all_parts():
+    objective = make_objective("kl(rest=renormalise),ce", DIMENSIONS, EVERYTHING)
+    assert len(objective.notes) == 1 and "biased" in objective.notes[0]
+    assert make_objective("kl,ce", DIMENSIONS, EVERYTHING).notes == ()
