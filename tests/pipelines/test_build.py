@@ -13,7 +13,7 @@ from featurecache.store.reader import open_cache
 from featurecache.store.writer import create_cache
 from featurecache.types import NO_LABEL
 from pipelines import extract_cache, finish, fit_probe
-from pipelines.build import build, open_rows
+from pipelines.build import build, open_rows, try_once
 from pipelines.load import open_samples
 from pipelines.recipe import TrainRecipe
 from student.selection import labelled_rows, validation_rows
@@ -69,6 +69,23 @@ def test_rows_are_parted_by_key_into_training_and_validation(text_cache):
     held_out = validation_rows(rows.keys, 0.25)
     assert run.validation.rows.tolist() == np.flatnonzero(held_out).tolist()
     assert run.training.rows.tolist() == np.flatnonzero(~held_out).tolist()
+
+
+def test_the_trial_on_two_rows_leaves_a_memory_as_it_was(text_cache):
+    _, run = built(text_cache, **FAST, objective="crd(negatives=20)")
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    try_once(run)
+    assert all(value.equal(before[name]) for name, value in run.objective.state_dict().items())
+
+
+def test_a_teachers_own_logits_have_no_classifier_to_regress_on_and_a_probes_have(text_cache, probed_cache):
+    with pytest.raises(UsageError, match="srrl needs the classifier") as caught:
+        built(text_cache, **FAST, objective="srrl")
+    assert "`fc probe --cache CACHE`" in caught.value.hint
+    _, run = built(probed_cache, **FAST, objective="srrl")
+    try_once(run)
+    classifier = open_cache(probed_cache).split("train").classifier("logits")
+    assert run.objective.parts["srrl"].weight.equal(classifier[0])
 
 
 def test_unnamed_logits_and_labels_have_a_classifier_each(text_cache):
