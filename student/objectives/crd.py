@@ -38,7 +38,8 @@ class CRD(nn.Module):
     batch several times, the mean of its vectors is the new one.
 
     In validation nothing is changed, the draws are always the same, and the positive is the other network's output
-    itself, since a row that is held out has no memory.
+    itself, since a row that is held out has no memory: its vectors stay the random ones they were made with, and may be
+    drawn as negatives.
     """
 
     name: ClassVar[str] = "crd"

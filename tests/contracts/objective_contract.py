@@ -115,6 +115,16 @@ class ObjectiveContract:
         other.load_state_dict(objective.state_dict())
         assert torch.equal(other(outputs, batch), objective(outputs, batch))
 
+    def test_evaluation_changes_nothing_and_draws_nothing(self, objective):
+        outputs, batch = random_outputs(5, heads=objective.heads), self.batch(objective, 5)
+        before = {name: value.clone() for name, value in objective.state_dict().items()}
+        random_state = torch.get_rng_state()
+        objective.eval()
+        with torch.inference_mode():
+            assert torch.equal(objective(outputs, batch), objective(outputs, batch))
+        assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random_state)
+
     def test_runs_in_inference_mode_and_float32(self, objective):
         objective.float()
         outputs = {name: value.float() for name, value in random_outputs(5, heads=objective.heads).items()}

@@ -71,6 +71,23 @@ def test_rows_are_parted_by_key_into_training_and_validation(text_cache):
     assert run.training.rows.tolist() == np.flatnonzero(~held_out).tolist()
 
 
+def test_the_trial_on_two_rows_leaves_a_memory_as_it_was(text_cache):
+    _, run = built(text_cache, **FAST, objective="crd(negatives=20)")
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    try_once(run)
+    assert all(value.equal(before[name]) for name, value in run.objective.state_dict().items())
+
+
+def test_a_teachers_own_logits_have_no_classifier_to_regress_on_and_a_probes_have(text_cache, probed_cache):
+    with pytest.raises(UsageError, match="srrl needs the classifier") as caught:
+        built(text_cache, **FAST, objective="srrl")
+    assert "`fc probe --cache CACHE`" in caught.value.hint
+    _, run = built(probed_cache, **FAST, objective="srrl")
+    try_once(run)
+    classifier = open_cache(probed_cache).split("train").classifier("logits")
+    assert run.objective.parts["srrl"].weight.equal(classifier[0])
+
+
 def test_unnamed_logits_and_labels_have_a_classifier_each(text_cache):
     rows, run = built(text_cache, **FAST, objective="kl,ce")
     assert rows.classes is None

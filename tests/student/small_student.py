@@ -79,6 +79,7 @@ def make_parts(text: str = "kl(temperature=1),ce", *, dropout: float = 0.0, seed
     """A student and the objective of that text."""
     torch.manual_seed(seed)
     targets = {"embedding": DIM, "logits": CLASSES}
-    objective = make_objective(text, Dimensions(features=WIDTH, targets=targets), [*targets, "labels"])
+    dimensions = Dimensions(features=WIDTH, targets=targets, labels=torch.arange(64) % 3)
+    objective = make_objective(text, dimensions, [*targets, "labels"])
     widths = {"labels": len(CLASS_NAMES), **targets}
     return Student(BagOfBytes(dropout=dropout), {head: widths[head] for head in objective.heads}), objective

@@ -171,13 +171,14 @@ def test_loader_processes_change_nothing(reader):
 
 
 def test_the_bank_is_of_other_rows(reader):
-    data = cached(reader, Texts(TEXTS), bank_rows=10)
+    data = cached(reader, Texts(shuffled(TEXTS), LABELS, CLASS_NAMES), bank_rows=10)
     vectors = reader.read(np.arange(40), outputs=["embedding"])["embedding"]
     banks = set()
     for batch in data.shuffled(8, seed=0, start=0, stop=10):
         assert batch.bank["embedding"].shape == (10, 6)
         rows = [int((vectors == vector).all(1).nonzero()) for vector in batch.bank["embedding"]]
         assert len(set(rows)) == 10 and not set(rows) & set(batch.rows.tolist())
+        assert batch.bank_labels.tolist() == [data.labels[data.rows.tolist().index(row)] for row in rows]
         banks.add(tuple(sorted(rows)))
     assert len(banks) == 10
 

@@ -120,7 +120,7 @@ def undisturbed(data, settings, *, dropout, text="kl(temperature=1),ce", validat
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
     settings = TrainSettings(steps=14, batch_size=16, interval=4, learning_rate=0.01, precision=precision)
-    text = "kl(temperature=1),ce,align-uniform,infonce(negatives=5)"
+    text = "kl(temperature=1),ce,align-uniform,infonce(negatives=5),crd(negatives=9)"
     data = type(data)(
         data.source, data.input, samples=data.samples, labels=data.labels, rows=data.rows, reader=data.reader,
         outputs=data.outputs, bank_rows=5,
@@ -142,8 +142,9 @@ def test_a_resumed_run_has_the_same_dropout(data, tmp_path, validates):
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["plain", "dropout"])
 def test_validation_never_changes_the_training(data, dropout):
     settings = TrainSettings(steps=9, batch_size=16, interval=2, learning_rate=0.01)
-    without = undisturbed(data, settings, dropout=dropout)
-    assert same(undisturbed(data, settings, dropout=dropout, validation=data), without)
+    text = "kl(temperature=1),ce,crd(negatives=9)"
+    without = undisturbed(data, settings, dropout=dropout, text=text)
+    assert same(undisturbed(data, settings, dropout=dropout, text=text, validation=data), without)
 
 
 def test_dropout_is_off_in_validation_and_on_again_after_it(data):
