@@ -11,7 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from featurecache.errors import UsageError
-from student.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_tensors
+from student.checkpoint import load_checkpoint, load_weights, read_facts, save_checkpoint, save_tensors
 from student.finite import Watch
 from student.objectives.base import Batch
 from student.objectives.weighted import WeightedSum
@@ -88,9 +88,10 @@ class Trainee:
         """Go on from the checkpoint, with the same random numbers. Raises CorruptCacheError."""
         assert self._checkpoint is not None
         with self._randomness:
-            self.done, facts = load_checkpoint(
+            self.done = load_checkpoint(
                 self._checkpoint, self._modules(), self._optimizer, scaler=self._scaler, device=self.device
             )
+        facts = read_facts(self._checkpoint)
         self.best, self._worse = facts["best"], facts["worse"]
 
     def learn(self, batch: Batch, *, ends_step: bool = True) -> dict[str, Tensor]:

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from tests.student.two_ranks import all_pairs, pair
+
+__all__ = ["all_pairs", "pair"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():

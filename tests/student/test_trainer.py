@@ -10,6 +10,7 @@ from featurecache.errors import FeatureCacheError, UsageError
 from student.settings import TrainSettings
 from student.trainer import Step, Validated, evaluate_objective, train
 from tests.student.small_student import make_data, make_parts
+from tests.student.two_ranks import whole
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
         data.source, data.input, samples=data.samples, labels=data.labels, rows=data.rows, reader=data.reader,
         outputs=data.outputs, bank_rows=5,
     )  # fmt: skip
-    path = tmp_path / "last.safetensors"
+    path = tmp_path / "last"
     found, events = interrupted(data, path, settings, dropout=0.0, after=10, text=text)
     assert events[0].step == 9
     assert same(found, undisturbed(data, settings, dropout=0.0, text=text))
@@ -135,7 +136,7 @@ def test_a_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
 def test_a_resumed_run_has_the_same_dropout(data, tmp_path, validates):
     settings = TrainSettings(steps=14, batch_size=16, interval=4, learning_rate=0.01)
     given = {"dropout": 0.3, "validation": data if validates else None}
-    found, _ = interrupted(data, tmp_path / "last.safetensors", settings, after=10, **given)
+    found, _ = interrupted(data, tmp_path / "last", settings, after=10, **given)
     assert same(found, undisturbed(data, settings, **given))
 
 
@@ -163,20 +164,20 @@ def test_dropout_is_off_in_validation_and_on_again_after_it(data):
 def test_resuming_a_finished_run_changes_nothing(data, tmp_path):
     settings = TrainSettings(steps=4, batch_size=16)
     parts = make_parts()
-    run(train(*parts, data, settings, checkpoint=tmp_path / "last.safetensors"))
+    run(train(*parts, data, settings, checkpoint=tmp_path / "last"))
     again = make_parts(seed=5)
-    assert run(train(*again, data, settings, checkpoint=tmp_path / "last.safetensors", resume=True)) == []
+    assert run(train(*again, data, settings, checkpoint=tmp_path / "last", resume=True)) == []
     assert same(state(*again), state(*parts))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data, tmp_path):
-    path = tmp_path / "last.safetensors"
+    path = tmp_path / "last"
     student, objective = make_parts("mse,ce")
     settings = TrainSettings(steps=6, batch_size=16, interval=2)
     loop = train(student, objective, data, settings, checkpoint=path)
     for _ in range(3):
         next(loop)
-    kept = path.read_bytes()
+    kept = whole(path)
     batch = next(data.shuffled(16, seed=0, start=3, stop=4))
     student.backbone.layer.bias.data.fill_(math.nan)
     with pytest.raises(FeatureCacheError, match=r"not finite at step 4 \(loss, mse, ce\)") as caught:
@@ -184,11 +185,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data, tmp
     keys = [data.reader.keys[row] for row in batch.rows]
     assert f"its batch was {keys[0]!r}, {keys[1]!r}, {keys[2]!r}, {keys[3]!r} and 12 more" in caught.value.message
     assert "the last checkpoint is from before this" in caught.value.hint
-    assert path.read_bytes() == kept
+    assert whole(path) == kept and kept
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_finite_is_no_checkpoint(data, tmp_path):
-    path = tmp_path / "last.safetensors"
+    path = tmp_path / "last"
     student, objective = make_parts()
     student.backbone.layer.bias.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FeatureCacheError, match=r"not finite at step 1 \(weights\)"):
