@@ -53,7 +53,7 @@ class Exported:
     heads: tuple[str, ...] = ()
     """Those in `heads.safetensors`: NAME.weight (width, features) and NAME.bias (width,), upon the pooled features."""
     notes: tuple[str, ...] = ()
-    """What a user of it has to know besides."""
+    """What a user of it has to know besides: Markdown, without text of the cache either."""
 
 
 class Exporter(Protocol):

@@ -84,6 +84,6 @@ def export_native(student: Student, folder: Path, *, facts: Json, class_names: M
     save_student(student, folder, {name: value for name, value in facts.items() if name not in own})
     batch = trial_batch(student.backbone.input, 2)
     loaded, _ = load_student(folder)
-    difference = check_agreement(outputs_of(loaded, batch), outputs_of(student, batch), tolerance=0)
+    difference = check_agreement(outputs_of(loaded, batch), outputs_of(student, batch), tolerance=0.0)
     is_text = isinstance(student.backbone.input, TextInput)
     return Exported(usage=_USAGE_TEXT if is_text else _USAGE_IMAGE, largest_difference=difference)

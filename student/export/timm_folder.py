@@ -73,7 +73,7 @@ def export_timm(student: Student, folder: Path, *, facts: Json, class_names: Map
     found = _run(loaded, backbone.input.normalise(batch["images"]), classifier)
     usage = _USAGE + (_USAGE_CLASSIFIER if classifier else "") + (USAGE_HEADS if heads else "")
     notes = (
-        [f"timm's {backbone.name} cannot hold the head {wanted!r} as its classifier"] if wanted != classifier else []
+        [f"timm's `{backbone.name}` cannot hold the head `{wanted}` as its classifier"] if wanted != classifier else []
     )
     return Exported(
         usage=usage,

@@ -73,12 +73,12 @@ def export_transformers(
         if ids != own:
             raise FeatureCacheError(f"transformers makes other tokens of {text[:40]!r} than the student reads")
     features = [{"features": torch.stack([features for _, features in each])} for each in (found, expected)]
-    no_padding = "its tokenizer has no token that could pad: give it one text at a time, without padding=True"
+    no_padding = "its tokenizer has no token that could pad: give it one text at a time, without `padding=True`"
     return Exported(
         usage=(_USAGE if pad else _alone(_USAGE)) + (USAGE_HEADS if student.widths else ""),
         largest_difference=check_agreement(*features, tolerance=_TOLERANCE),
         heads=tuple(student.widths),
-        notes=("AutoModel adds a pooler of random weights; nothing here reads it", *(() if pad else (no_padding,))),
+        notes=("`AutoModel` adds a pooler of random weights; nothing here reads it", *(() if pad else (no_padding,))),
     )
 
 

@@ -119,7 +119,7 @@ def test_a_classifier_that_is_no_linear_layer_stays_beside_the_model(tmp_path, m
     monkeypatch.setattr(timm.models.ResNet, "get_classifier", lambda self: torch.nn.Conv2d(1, 1, 1))
     exported = export(student, tmp_path / "timm", "timm")
     assert exported.classifier is None and exported.heads == ("labels", "embedding")
-    assert exported.notes == ("timm's test_resnet cannot hold the head 'labels' as its classifier",)
+    assert exported.notes == ("timm's `test_resnet` cannot hold the head `labels` as its classifier",)
     assert json.loads((tmp_path / "timm/config.json").read_text())["num_classes"] == 0
 
 
