@@ -86,6 +86,9 @@ def _places(out: Path | None, default: Path, kinds: Sequence[str]) -> dict[str, 
     for place in places.values():
         if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
             raise UsageError(f"{place} is not empty", hint="choose another --out, or remove what is there")
+        above = next(parent for parent in place.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise UsageError(f"cannot use {place}: {above} is a file", hint="choose another --out")
     return places
 
 

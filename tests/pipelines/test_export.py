@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from featurecache.inputs import ImageInput, TextInput
 from featurecache.store.reader import open_cache
 from featurecache.teachers.random_projection import byte_tokenizer_json
 from pipelines import evaluate_run, export_run, finish, train_student
-from pipelines.lineage import place_name
+from pipelines.lineage import lineage, place_name
 from pipelines.run_dir import RunDir
 from student.export import load_student, save_student
 from student.models import Student, build_backbone
@@ -204,8 +205,8 @@ def test_names_of_a_stranger_are_text_and_nothing_else(tmp_path):
         name: {**output, **dict.fromkeys(("teacher", "model", "revision", "license", "weights_sha256", "probe"), name)}
         for name in HOSTILE
     }
-    lineage = {**LINEAGE, "data": HOSTILE, "split": HOSTILE[0], "outputs": outputs}
-    run = make_run(tmp_path / "run", names=HOSTILE, lineage=lineage, split=HOSTILE[0], init_from=HOSTILE[1])
+    learned = {**LINEAGE, "data": HOSTILE, "split": HOSTILE[0], "outputs": outputs}
+    run = make_run(tmp_path / "run", names=HOSTILE, lineage=learned, split=HOSTILE[0], init_from=HOSTILE[1])
     RunDir(run).keep_scores(HOSTILE[1], {"rows": 3, "accuracy": 0.5})
     finish(export_run(run=run, to=("timm", "safetensors"), teacher_license=HOSTILE[0], data_license=HOSTILE[3]))
     plain = make_run(tmp_path / "plain")
@@ -222,7 +223,7 @@ def test_names_of_a_stranger_are_text_and_nothing_else(tmp_path):
     assert code_of(card) == code_of(usual)
 
 
-def test_scores_are_those_of_the_last_evaluation(image_cache, text_cache, tmp_path):
+def test_scores_are_those_of_the_last_evaluation(text_cache, tmp_path):
     run = tmp_path / "run"
     options = {"student": "bert:1x64", "max_length": 24, "steps": 3, "workers": 0, "device": "cpu"}
     finish(train_student(cache=text_cache, out=run, objective="kl,ce", **options))
@@ -341,3 +342,16 @@ def refuse(*_, **__):
 )
 def test_places_are_named_without_what_is_nobodys_business(text, name):
     assert place_name(text) == name
+
+
+def test_a_cache_may_say_anything_of_its_teacher(text_cache, monkeypatch):
+    reader = open_cache(text_cache).split("train")
+    part = reader.teacher_part("logits")
+    strange = replace(part, provenance={"teacher": ["x"]}, identity={**part.identity, "teacher": {"model": {"a": 1}}})
+    monkeypatch.setattr(reader, "teacher_part", lambda _: strange)
+    found = lineage(reader, ["logits"])["outputs"]["logits"]
+    assert found["teacher"] == "random-text" and found["model"] is None and found["license"] is None
+    reader.cache.source = {"data": [{"a": 1}, "digits"]}
+    assert lineage(reader, [])["data"] == ["digits"]
+    reader.cache.source = {"data": 5}
+    assert lineage(reader, [])["data"] == []
