@@ -71,7 +71,7 @@ def plan_part(
             "input": teacher.input.to_json(),
             "proof": teacher.input.proof(),
         },
-        provenance=_provenance(),
+        provenance=_provenance() | _origin(teacher),
     )
 
 
@@ -84,7 +84,7 @@ def more_views(part: PartSpec, augmentation: Augmentation, *, seed: int, views: 
         views=views,
         identity={**part.identity, "views": drawn},
         assets={},
-        provenance=_provenance(),
+        provenance=_provenance() | {name: part.provenance[name] for name in ("teacher",) if name in part.provenance},
     )
 
 
@@ -113,6 +113,12 @@ def _part_name(teacher: str) -> str:
     name = re.sub(r"\.{2,}", ".", name)[:56].strip(".-_")
     taken = {"rows", "inputs", "views", "probe", *RESERVED_NAMES}
     return name if re.match(r"[a-z]", name) and name not in taken else f"teacher-{name}"
+
+
+def _origin(teacher: Teacher) -> Json:
+    """The hub's commit and the licence of the weights, where a teacher knows them."""
+    known = {name: value for name in ("revision", "license") if (value := getattr(teacher, name, None))}
+    return {"teacher": known} if known else {}
 
 
 def _provenance() -> Json:

@@ -8,6 +8,7 @@ _PUBLIC = {
     "describe_cache": "pipelines.describe",
     "describe_progress": "pipelines.describe",
     "evaluate_run": "pipelines.evaluate",
+    "export_run": "pipelines.export",
     "extend_cache": "pipelines.extend",
     "extract_cache": "pipelines.extract",
     "finish": "pipelines.events",

@@ -1,5 +1,6 @@
 """`fc evaluate`: a trained student beside the teacher that it learned from, on data neither was fitted to."""
 
+import contextlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def evaluate_run(
 
     A cache without either is judged on the validation part of "train". Returns accuracy, teacher_accuracy, agreement,
     kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
-    or outputs are missing. Raises UsageError, SourceError.
+    or outputs are missing. They are kept in the run's scores.json too. Raises UsageError, SourceError.
     """
     from pipelines.load import has_outputs, open_split
     from student.evaluate import compare, run_student
@@ -97,6 +98,8 @@ def evaluate_run(
     scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
     scores["student"] = student.backbone.name
     scores["teacher"] = reader.teacher_part(next(iter(names.values()))).facts["teacher"]
+    with contextlib.suppress(OSError):  # somebody else's run, which may be read only
+        directory.keep_scores(judged, scores)
     return scores
 
 

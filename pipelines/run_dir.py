@@ -12,7 +12,7 @@ __all__ = ["RunDir"]
 
 
 class RunDir:
-    """RUN/recipe.json, metrics.jsonl, checkpoints/last.safetensors, student/, summary.json."""
+    """RUN/recipe.json, metrics.jsonl, checkpoints/last.safetensors, student/, summary.json, scores.json."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -102,6 +102,14 @@ class RunDir:
     def finish(self, summary: Json) -> None:
         """Write the summary: the last file of a run, and what says that it is done."""
         self._write("summary.json", summary)
+
+    def keep_scores(self, split: str, scores: Json) -> None:
+        """Remember the newest evaluation on a split, for what the student's card says of it."""
+        self._write("scores.json", self.scores() | {split: scores})
+
+    def scores(self) -> Json:
+        """The newest evaluation on each split: {split: scores}."""
+        return self._read("scores.json") if (self.path / "scores.json").is_file() else {}
 
     def _write(self, name: str, value: Json) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

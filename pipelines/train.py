@@ -141,6 +141,7 @@ def follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
 
 
 def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Json:
+    from pipelines.lineage import lineage
     from student.export import save_student
 
     facts = {
@@ -148,6 +149,7 @@ def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Js
         "targets": {output: rows.reader.made_by(output) for output in rows.outputs},
         "class_names": list(rows.source.class_names),
         "classes": None if rows.classes is None else rows.classes.tolist(),
+        "lineage": lineage(rows.reader, rows.outputs),
     }
     save_student(built.student, run.student, facts)
     summary = {

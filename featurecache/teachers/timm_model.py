@@ -14,7 +14,15 @@ from torch import Tensor
 from featurecache.errors import TeacherError, UsageError
 from featurecache.fingerprint import hash_tensors
 from featurecache.inputs import ImageInput, Inputs
-from featurecache.teachers.weights import commit_of, fetch_file, is_commit, split_revision, tensor_shapes, weights_file
+from featurecache.teachers.weights import (
+    commit_of,
+    fetch_file,
+    is_commit,
+    license_name,
+    split_revision,
+    tensor_shapes,
+    weights_file,
+)
 from featurecache.types import Json, OutputSpec
 
 __all__ = ["TimmTeacher", "build", "build_to_fit", "image_input", "locate"]
@@ -50,6 +58,8 @@ class TimmTeacher:
         self.input = image_input(network, img_size, crop_pct)
         _resize(network, self.input.size)
         self._network: Any = network.eval().requires_grad_(False)
+        self.license = None if weights else license_name(network.pretrained_cfg.get("license"))
+        """Of the weights, as timm's table or the folder states it: provenance too."""
         self._architecture: str = network.pretrained_cfg["architecture"]
         tag = network.pretrained_cfg.get("tag")
         self.name = f"{self._architecture}.{tag}" if self.revision and tag else self._architecture

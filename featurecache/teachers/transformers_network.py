@@ -13,7 +13,14 @@ from torch import Tensor
 
 from featurecache.errors import TeacherError
 from featurecache.fingerprint import content_hash, hash_tensors
-from featurecache.teachers.weights import commit_of, fetch_folder, is_commit, split_revision, weights_file
+from featurecache.teachers.weights import (
+    commit_of,
+    fetch_folder,
+    is_commit,
+    license_of_folder,
+    split_revision,
+    weights_file,
+)
 from featurecache.types import Json
 
 __all__ = ["Network", "open_folder"]
@@ -62,6 +69,7 @@ class Network:
     ) -> None:
         """`head` ends the names of architectures that have logits: "ForSequenceClassification". Raises TeacherError."""
         self.revision = commit_of(folder)
+        self.license = None if weights else license_of_folder(folder)
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         transformers.utils.logging.disable_progress_bar()
         with _staged(folder, weights) as staged, _reported(folder):

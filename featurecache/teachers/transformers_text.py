@@ -45,7 +45,7 @@ class TransformersText:
         self._network = Network(
             folder, head="ForSequenceClassification", weights=weights, trust_remote_code=trust_remote_code
         )
-        self.revision = self._network.revision
+        self.revision, self.license = self._network.revision, self._network.license
         self._pool, self._is_normalised = _pooling(folder, pool)
         if self._pool == "pooler" and not self._network.has_pooler:
             raise TeacherError(f"{self.name} has no pooler weights", hint="--pool mean or --pool cls")

@@ -49,7 +49,7 @@ class TransformersVision:
         self._network = Network(
             folder, head="ForImageClassification", weights=weights, trust_remote_code=trust_remote_code
         )
-        self.revision = self._network.revision
+        self.revision, self.license = self._network.revision, self._network.license
         self.input = _image_input(folder, img_size, crop_pct)
         self._options = _resizing(self._network, self.input.size)
         self._pool = pool or self._default_pool()

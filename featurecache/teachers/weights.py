@@ -10,12 +10,24 @@ from safetensors import SafetensorError, safe_open
 
 from featurecache.errors import TeacherError
 
-__all__ = ["commit_of", "fetch_file", "fetch_folder", "is_commit", "split_revision", "tensor_shapes", "weights_file"]
+__all__ = [
+    "commit_of",
+    "fetch_file",
+    "fetch_folder",
+    "is_commit",
+    "license_name",
+    "license_of_folder",
+    "split_revision",
+    "tensor_shapes",
+    "weights_file",
+]
 
 _OFFLINE_HINT = "without a network use --weights FILE.safetensors, a local model folder, or a filled cache (HF_HOME)"
-_FOLDER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_FOLDER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 _OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
 _ASK_SECONDS = 10
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,63}")
+_MOST_CARD_BYTES = 2**16
 
 
 def is_commit(revision: str | None) -> bool:
@@ -41,6 +53,28 @@ def weights_file(path: str | Path) -> Path:
         raise TeacherError(f"there is no weights file {path}")
     tensor_shapes(path)
     return path
+
+
+def license_name(value: object) -> str | None:
+    """The name of a licence as its owner wrote it, if it is one; anybody may have written anything."""
+    return value if isinstance(value, str) and _LICENSE.fullmatch(value) else None
+
+
+def license_of_folder(folder: Path) -> str | None:
+    """What the README.md of a model's folder states in its front matter, such as "apache-2.0"."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(_MOST_CARD_BYTES).splitlines()
+    except OSError:
+        return None
+    if not lines or lines[0].strip() != "---":
+        return None
+    head = itertools.takewhile(lambda line: line.strip() != "---", lines[1:])
+    stated = {
+        name: value.strip().strip("'\"") for name, colon, value in (line.partition(":") for line in head) if colon
+    }
+    own = stated.get("license_name") if stated.get("license") == "other" else None
+    return license_name(own or stated.get("license"))
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from featurecache.errors import DiskFullError, FeatureCacheError, UsageError
 from pipelines.cli import console
 from pipelines.cli.command import Command
 from pipelines.cli.demo import demo
+from pipelines.cli.export import export
 from pipelines.cli.extend import extend
 from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "extend": extend,
     "train-student": train_student,
     "evaluate": evaluate,
+    "export": export,
     "probe": probe,
     "fit-teacher": fit_teacher,
     "info": info,

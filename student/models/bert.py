@@ -13,7 +13,7 @@ from featurecache.errors import UsageError
 from featurecache.inputs import TextInput
 from featurecache.types import Json
 
-__all__ = ["BertBackbone"]
+__all__ = ["BertBackbone", "quiet"]
 
 _MUST_AGREE = (
     "hidden_size",
@@ -83,7 +83,7 @@ class BertBackbone(nn.Module):
         """Start from a BERT of the same shape: a transformers folder or a name on the hub. Raises UsageError."""
         options: dict[str, Any] = {"add_pooling_layer": False, "use_safetensors": True, "output_loading_info": True}
         try:
-            with _quiet():
+            with quiet():
                 loaded: Any = BertModel.from_pretrained(source, **options)
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise UsageError(
@@ -108,7 +108,7 @@ class BertBackbone(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' report of unused weights and its progress bar: what matters is raised here."""
     logging: Any = utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

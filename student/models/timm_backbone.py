@@ -15,7 +15,7 @@ from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput
 from featurecache.types import Json
 
-__all__ = ["TimmBackbone"]
+__all__ = ["TimmBackbone", "size_arguments"]
 
 
 class TimmBackbone(nn.Module):
@@ -53,11 +53,15 @@ class TimmBackbone(nn.Module):
         _load(self.network, weights, source)
 
 
-def _create(model: str, input: ImageInput, *, pretrained: bool = False) -> nn.Module:
+def size_arguments(model: str, input: ImageInput) -> dict[str, Any]:
+    """The arguments of `timm.create_model` that make a model take images of the input's size."""
     configuration = timm.get_pretrained_cfg(model)
     fixed = configuration is not None and configuration.fixed_input_size
-    size: dict[str, Any] = {"img_size": input.size} if fixed else {}  # only such models know the option
-    return timm.create_model(model, pretrained=pretrained, num_classes=0, **size)
+    return {"img_size": input.size} if fixed else {}  # only such models know the option
+
+
+def _create(model: str, input: ImageInput, *, pretrained: bool = False) -> nn.Module:
+    return timm.create_model(model, pretrained=pretrained, num_classes=0, **size_arguments(model, input))
 
 
 def _output_width(model: str, network: nn.Module, input: ImageInput) -> int:

@@ -35,6 +35,9 @@ def test_every_command_on_the_way_to_a_student(run, tmp_path):
     assert summary["run"] == str(student) and summary["steps"] == 2
     scores = parsed(run("evaluate", student, "--json", *SMALL))
     assert scores["rows"] == 4 and scores["teacher"] == "random-text"
+    written = parsed(run("export", student, "--to", "safetensors,transformers", "--json"))
+    assert list(written["exports"]) == ["safetensors", "transformers"]
+    assert written["exports"]["transformers"]["path"] == str(student / "export/transformers")
     assert parsed(run("probe", "--cache", out, "--json"))["classes"] == 4
 
 
