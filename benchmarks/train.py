@@ -12,7 +12,7 @@ import argparse
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -143,6 +143,10 @@ class InMemory:
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Each once."""
         return iter(self.batches)
+
+    def keys_of(self, rows: Iterable[int]) -> list[str]:
+        """They have no keys here."""
+        return [str(row) for row in rows]
 
 
 if __name__ == "__main__":

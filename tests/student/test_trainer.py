@@ -252,6 +252,9 @@ class Prepared:
     def in_order(self, batch_size):
         return iter(self.batches)
 
+    def keys_of(self, rows):
+        return [str(row) for row in rows]
+
 
 def test_data_in_memory_trains_to_the_same_bits(data):
     settings = TrainSettings(steps=9, batch_size=16, learning_rate=0.01)
