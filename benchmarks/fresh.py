@@ -65,9 +65,9 @@ class FreshViews:
         """Not needed: nothing is validated."""
         raise NotImplementedError
 
-    def keys_of(self, rows: Iterable[int]) -> list[str]:
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
         """The keys of samples."""
-        return [self._source.keys[int(row)] for row in rows]
+        return [self._source.keys[row] for row in rows.tolist()]
 
     def _chosen(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, int]:
         per_epoch = self.steps_per_epoch(batch_size)

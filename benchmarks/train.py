@@ -12,7 +12,7 @@ import argparse
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -144,9 +144,9 @@ class InMemory:
         """Each once."""
         return iter(self.batches)
 
-    def keys_of(self, rows: Iterable[int]) -> list[str]:
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
         """They have no keys here."""
-        return [str(row) for row in rows]
+        return [str(row) for row in rows.tolist()]
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _told_of_teachers(rows: "Rows", built: "TrainingRun") -> Run[None]:
             if part.kind == "probe":
                 what = f"a linear head on the teacher's {part.facts['input']}"
                 yield Message(f"{output} are those of {part.prefix}, {what}")
-    if built.training.placement and built.training.device.type != "cpu":
+    if built.training.placement:
         yield Message(built.training.placement)
 
 
@@ -118,6 +118,7 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
         "data": location(recipe.data) if recipe.data else None,
         "digest": rows.digest,
         "targets": rows.taught.recipes(rows.outputs),
+        **({"balance": rows.taught.balance} if rows.taught.balance != "none" else {}),
         "objective": rows.objective,
         "student": built.student.backbone.to_json(),
         "input": built.student.backbone.input.to_json(),

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -54,8 +54,8 @@ class TrainingData(Protocol):
         """Every row once."""
         ...
 
-    def keys_of(self, rows: Iterable[int]) -> list[str]:
-        """The keys of some of a batch's `rows`, to name them in an error."""
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """The keys of some of a batch's `rows`, int64 (n,), to name them in an error."""
         ...
 
 
@@ -162,10 +162,10 @@ class CachedData:
         every = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
         return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(every))
 
-    def keys_of(self, rows: Iterable[int]) -> list[str]:
-        """The keys of rows of the cache; of samples of the source where there is no cache."""
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """The keys of rows of the cache, int64 (n,); of samples of the source where there is no cache."""
         keys = self.source.keys if self.reader is None else self.reader.keys
-        return [keys[int(row)] for row in rows]
+        return [keys[row] for row in rows.tolist()]
 
     def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator["_Step"]:
         per_epoch, window = self.steps_per_epoch(batch_size), BLOCK * GROUP

@@ -20,7 +20,7 @@ _PART = 0.5
 def place(
     targets: Targets, rows: np.ndarray, *, total: int, views: int, device: torch.device, how: Residency
 ) -> tuple[Targets, str]:
-    """The targets for training on these rows, int64 of `total`, and where they are, in words; nothing of no outputs.
+    """The targets for training on these rows, int64 of `total`, and where they are, in words, where that is news.
 
     What a CPU trains from is in memory anyway: the files are mapped. Raises UsageError where rows cannot be held.
     """
@@ -31,7 +31,8 @@ def place(
         raise UsageError("targets of different lengths cannot be held on a device", hint="give --targets stream")
     if how == "device" or (how == "auto" and targets.is_even and fits(needed, device)):
         return targets.held_on(device, rows, views=views), f"{_size(needed)} of targets are held on {device}"
-    return targets, f"targets are read from the cache as they are needed ({_size(needed)})"
+    told = f"targets are read from the cache as they are needed, {_size(needed)} in all"
+    return targets, "" if device.type == "cpu" else told
 
 
 def fits(needed: int, device: torch.device) -> bool:

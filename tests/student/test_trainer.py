@@ -253,7 +253,7 @@ class Prepared:
         return iter(self.batches)
 
     def keys_of(self, rows):
-        return [str(row) for row in rows]
+        return [str(row) for row in rows.tolist()]
 
 
 def test_data_in_memory_trains_to_the_same_bits(data):
