@@ -65,6 +65,10 @@ class FreshViews:
         """Not needed: nothing is validated."""
         raise NotImplementedError
 
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """The keys of samples."""
+        return [self._source.keys[row] for row in rows.tolist()]
+
     def _chosen(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, int]:
         per_epoch = self.steps_per_epoch(batch_size)
         epoch, at = divmod(step, per_epoch)
@@ -87,17 +91,14 @@ class FreshViews:
 
 
 class NextView:
-    """A reader of a cache whose targets are those of the next of `count` views of the same sample."""
+    """Targets that are those of the next of `count` views of the same sample."""
 
-    def __init__(self, reader: Any, count: int) -> None:
-        self._reader, self._count = reader, count
+    def __init__(self, targets: Any, count: int) -> None:
+        self._targets, self._count = targets, count
 
     def gather(self, plan: Iterable[np.ndarray], *, views: Iterable[np.ndarray], **options: Any) -> Iterator[Any]:
-        """As the reader's, of other views."""
-        return self._reader.gather(plan, views=((view + 1) % self._count for view in views), **options)
+        """As `Targets.gather`, of other views."""
+        return self._targets.gather(plan, views=((view + 1) % self._count for view in views), **options)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    def __len__(self) -> int:
-        return len(self._reader)
+        return getattr(self._targets, name)

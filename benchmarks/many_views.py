@@ -117,7 +117,7 @@ class Setting:
             return replace_teacher(self.views_alone(), teacher, plain=arm == PLAIN)
         data = run.training
         if arm == NEXT:
-            data.reader = NextView(data.reader, MOST_VIEWS)  # type: ignore[assignment]
+            data.targets = NextView(data.targets, MOST_VIEWS)  # type: ignore[assignment]
         return data
 
     def views_alone(self) -> FreshViews:

@@ -14,10 +14,13 @@ from featurecache.store.reader import CacheReader
 from featurecache.store.stored_inputs import StoredInputs
 from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
-from pipelines.load import open_inputs, open_sealed, open_split, teacher_input
+from pipelines.load import open_inputs, teacher_input
 from pipelines.recipe import TrainRecipe
+from pipelines.taught import Taught, open_teachers
 from student.alignment import check_augmentation, check_stored
+from student.balance import Balance
 from student.data import CachedData
+from student.given import Given, elsewhere
 from student.join import Joined, join
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
@@ -26,6 +29,7 @@ from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
 from student.selection import label_map, labelled_rows, validation_rows
 from student.settings import TrainSettings
+from student.targets import Residency
 from student.views import Views
 
 __all__ = ["Rows", "TrainingRun", "build", "open_rows", "try_once"]
@@ -46,8 +50,10 @@ class Rows:
     digest: str
     objective: str
     """The recipe's, or the default for what the cache holds."""
+    taught: Taught
+    """By which teachers."""
     outputs: tuple[str, ...]
-    """Teacher outputs that the objective needs."""
+    """Teacher outputs that the objective needs, "TEACHER/embedding" where there are several."""
     joined: Joined
     keys: Sequence[str]
     """Of the joined rows."""
@@ -64,34 +70,50 @@ class TrainingRun:
     training: CachedData
     validation: CachedData
     settings: TrainSettings
+    balances: Mapping[str, Balance]
+    """How targets are balanced, by the names of outputs."""
 
 
 def open_rows(recipe: TrainRecipe) -> Rows:
     """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
-    cache, digest = open_sealed(recipe.cache)
-    reader = open_split(cache, recipe.split)
+    cache, taught = open_teachers(recipe)
+    reader = taught.reader
     network_input = teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length)
     source, stored = open_inputs(reader, recipe.data, network_input)
-    objective = recipe.objective or _default_objective(reader, source)
-    wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
-    outputs = tuple(name for name in reader.outputs if name in wanted)
-    views = _views(recipe, reader.views(outputs or None))  # where labels alone teach, those of every output
+    objective = recipe.objective or _default_objective(taught, source)
+    outputs = taught.needed(objective)
+    views = _views(recipe, taught.views(outputs))  # where labels alone teach, those of every output
     if views.count > 1 and reader.stored_views is not None:
         reader.stored_views.check_fits(network_input)
+    own = _of_first(taught, outputs)
+    taught.check(outputs, views=views.count)
     if recipe.check_inputs != "off":
-        check_augmentation(reader, outputs, views=views.count)
+        for one in taught.given:
+            names = tuple(one.stored(taught.read(outputs)).values())
+            if names or not taught.is_several:
+                check_augmentation(one.reader, names, views=views.count)
         if stored is not None:
-            check_stored(reader, outputs, stored)
-    joined = join(reader, source, outputs, views=views.count, missing=recipe.missing, max_invalid=recipe.max_invalid)
-    logits = reader.outputs.get("logits")
+            check_stored(reader, own, stored)
+    others = elsewhere(taught.given, taught.read(outputs))
+    joined = join(
+        reader,
+        source,
+        own,
+        views=views.count,
+        missing=recipe.missing,
+        max_invalid=recipe.max_invalid,
+        others=others,
+    )
+    logits = next((spec for name, spec in {**taught.plain, **taught.specs}.items() if _is_logits(name)), None)
     return Rows(
         reader=reader,
         source=source,
         stored=stored,
         input=network_input,
         views=views,
-        digest=digest,
+        digest=taught.digests[0],
         objective=objective,
+        taught=taught,
         outputs=outputs,
         joined=joined,
         keys=[source.keys[sample] for sample in joined.samples],
@@ -99,18 +121,32 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     )
 
 
-def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers: int | None = None) -> TrainingRun:
+def build(
+    recipe: TrainRecipe,
+    rows: Rows,
+    *,
+    device: str | None = None,
+    workers: int | None = None,
+    targets: Residency = "auto",
+) -> TrainingRun:
     """Make the student and its data. Raises UsageError for an objective that this cache cannot serve."""
     seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
-    torch.manual_seed(recipe.seed)
-    labels = _labels(rows, seen)
-    student, objective = _student(recipe, rows, labels)
     # rows without a label teach nothing where labels are all that the objective looks at
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
-    chosen = device or default_device()
+    chosen = default_device() if device is None else device
+    training_rows = rows.joined.rows[usable & ~held_out]
+    balances: dict[str, Balance] = {}
+    if training_rows.size:
+        views, where = rows.views.count, torch.device(chosen)
+        balances = rows.taught.balances(rows.outputs, training_rows, views=views, device=where)
+    torch.manual_seed(recipe.seed)
+    labels = _labels(rows, seen)
+    student, objective = _student(recipe, rows, labels, balances)
     loading = {
-        "outputs": rows.outputs,
+        "outputs": _of_first(rows.taught, rows.outputs),
+        "targets": rows.taught.targets(rows.outputs, rows.objective, balances) if rows.outputs else None,
+        "residency": targets,
         "views": rows.views,
         "stored": rows.stored,
         "check_inputs": recipe.check_inputs,
@@ -127,13 +163,13 @@ def build(recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers
         raise UsageError(message, hint="raise --batch-size, or give more data")
     if not len(training):
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
-    return TrainingRun(student, objective, training, validation, _settings(recipe, training))
+    return TrainingRun(student, objective, training, validation, _settings(recipe, training), balances)
 
 
 def _views(recipe: TrainRecipe, stored: int) -> Views:
     """Raises UsageError for more views than the cache holds, or batches too small for them."""
     if (recipe.views or 1) > stored:
-        hint = f"add some with `fc extend {recipe.cache} --views {recipe.views}`, or ask for fewer"
+        hint = f"add some with `fc extend {recipe.caches[0]} --views {recipe.views}`, or ask for fewer"
         raise UsageError(f"the cache holds {stored} views of each sample, not {recipe.views}", hint=hint)
     if recipe.views_per_sample > recipe.batch_size:
         message = f"{recipe.views_per_sample} views of a sample do not fit into batches of {recipe.batch_size}"
@@ -157,19 +193,28 @@ def try_once(run: TrainingRun) -> None:
 def _labels(rows: Rows, seen: np.ndarray) -> np.ndarray:
     """int64 (joined rows,): the label of each that may be looked at, as the number of a logit where the classes
     correspond and the student has logits, which then stand for its labels too."""
-    heads = {head for term in parse_objective(rows.objective) for head in OBJECTIVES.get(term.name).heads}
-    if rows.classes is None or "logits" not in heads:
+    heads = {head for term in parse_objective(rows.objective) for head in OBJECTIVES.get(term.objective).heads}
+    if rows.classes is None or "logits" not in heads or "logits" not in rows.outputs:
         return seen
     return np.where(seen == NO_LABEL, NO_LABEL, rows.classes[seen])
 
 
-def _student(recipe: TrainRecipe, rows: Rows, labels: np.ndarray) -> tuple[Student, WeightedSum]:
+def _student(
+    recipe: TrainRecipe, rows: Rows, labels: np.ndarray, balances: Mapping[str, Balance]
+) -> tuple[Student, WeightedSum]:
     """`labels` is what `_labels` gives."""
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
     backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
-    widths = {output: rows.reader.outputs[output].shape[0] for output in rows.outputs}
-    available = [*rows.reader.outputs, *(["labels"] if (labels != NO_LABEL).any() else [])]
-    objective = make_objective(rows.objective, _dimensions(rows, backbone.features, widths, labels), available)
+    taught = rows.taught
+    widths = {output: spec.shape[0] for output, spec in {**taught.plain, **taught.specs}.items()}
+    available = [*taught.plain, *(["labels"] if (labels != NO_LABEL).any() else [])]
+    whole = {output: widths[output] for output in rows.outputs if output in taught.plain}
+    only = None if taught.is_several else taught.given[0]
+    dimensions = _dimensions(rows, backbone.features, whole, labels, only, balances)
+    each = {
+        one.teacher: _dimensions(rows, backbone.features, _widths(one), labels, one, balances) for one in taught.given
+    }
+    objective = make_objective(rows.objective, dimensions, available, each if taught.is_several else None)
     heads = {head: widths[head] for head in objective.heads if head != "labels"}
     shared: dict[str, str] = {}
     if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
@@ -179,17 +224,53 @@ def _student(recipe: TrainRecipe, rows: Rows, labels: np.ndarray) -> tuple[Stude
     return Student(backbone, heads, shared=shared), objective
 
 
-def _dimensions(rows: Rows, features: int, widths: Mapping[str, int], labels: np.ndarray) -> Dimensions:
+def _dimensions(
+    rows: Rows,
+    features: int,
+    widths: Mapping[str, int],
+    labels: np.ndarray,
+    given: Given | None,
+    balances: Mapping[str, Balance],
+) -> Dimensions:
+    """What objectives are told of one teacher; of no teacher there is no classifier."""
     every = np.full(len(rows.reader), NO_LABEL)
     every[rows.joined.rows] = labels
-    classifier = rows.reader.classifier("logits") if "logits" in rows.outputs else None
+    classifier = None
+    if given is not None and given.known_as("logits") in rows.outputs:
+        classifier = given.reader.classifier(given.outputs["logits"])
+        balance = balances.get(given.known_as("embedding"))
+        if classifier is not None and balance is not None:
+            classifier = balance.classifier(*classifier)
     return Dimensions(
         features=features,
         targets=widths,
         labels=torch.from_numpy(every),
         classifier=classifier,
-        labels_are_logits=rows.classes is not None,
+        labels_are_logits=_labels_are_logits(rows, given),
     )
+
+
+def _labels_are_logits(rows: Rows, given: Given | None) -> bool:
+    """Whether what `_labels` gives are numbers of this teacher's logits, or of the ensemble's."""
+    if given is None or not rows.taught.is_several:
+        return rows.classes is not None
+    logits = given.reader.outputs.get(given.outputs.get("logits", ""))
+    names = rows.source.class_names
+    return logits is not None and logits.classes[: len(names)] == names
+
+
+def _widths(given: Given) -> dict[str, int]:
+    return {output: given.reader.outputs[stored].shape[0] for output, stored in given.outputs.items()}
+
+
+def _of_first(taught: Taught, outputs: Sequence[str]) -> tuple[str, ...]:
+    """Those of these outputs that the first cache holds, by its own names for them."""
+    read = taught.read(outputs)
+    return tuple(name for one in taught.given if one.row_of is None for name in one.stored(read).values())
+
+
+def _is_logits(output: str) -> bool:
+    return output.rpartition("/")[2] == "logits"
 
 
 def _data(
@@ -223,14 +304,9 @@ def _settings(recipe: TrainRecipe, training: CachedData) -> TrainSettings:
     )
 
 
-def _default_objective(reader: CacheReader, source: Source) -> str:
-    """All that the cache's plain outputs and the data's labels can serve, each with weight 1."""
+def _default_objective(taught: Taught, source: Source) -> str:
+    """All that the plain outputs of teachers and the data's labels can serve, each with weight 1."""
     serves = {"logits": "kl", "embedding": "align-uniform"}
-    terms = [objective for output, objective in serves.items() if output in reader.outputs]
+    terms = [objective for output, objective in serves.items() if output in taught.names]
     labelled = ["ce"] if (source.labels != NO_LABEL).any() else []
     return ",".join([*terms, *labelled])
-
-
-def _needs(objective: str) -> tuple[str, ...]:
-    needs: tuple[str, ...] = OBJECTIVES.get(objective).needs
-    return needs

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from featurecache.store.reader import Cache, CacheReader
     from student.data import CachedData
+    from student.join import Elsewhere
     from student.models.student import Student
 
 __all__ = ["evaluate_run"]
@@ -37,7 +38,7 @@ class _Loading(NamedTuple):
 def evaluate_run(
     *,
     run: Path | str,
-    cache: Path | str | None = None,
+    cache: Path | str | Sequence[Path | str] | None = None,
     split: str | None = None,
     data: Sequence[str] | None = None,
     max_invalid: float = 0.01,
@@ -49,24 +50,29 @@ def evaluate_run(
 
     A cache without either is judged on the validation part of "train". Returns accuracy, teacher_accuracy, agreement,
     kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
-    or outputs are missing. They are kept in the run's scores.json too. Raises UsageError, SourceError.
+    or outputs are missing. Of several teachers these are about the first, or its ensemble, and "teachers" has
+    teacher_accuracy, agreement, kl and cosine for each. Cosines are of balanced embeddings where the student learned
+    those. All are kept in the run's scores.json too. Raises UsageError, SourceError.
     """
-    from pipelines.load import has_outputs, open_split
+    from pipelines.judged import Several
+    from pipelines.load import open_split
     from student.evaluate import compare, run_student
     from student.export import load_student
 
     directory = RunDir(run)
     recipe = directory.recipe()
     student, facts = load_student(directory.student)
-    opened = _open_cache(cache, recipe["cache"])
-    judged = split or next((name for name in ("test", "val") if has_outputs(opened, name)), recipe["split"])
+    caches = _open_caches(cache, recipe["cache"])
+    opened = caches[0]
+    judged = split or next((name for name in ("test", "val") if _all_have(caches, name)), recipe["split"])
     chosen = device or default_device()
     loading = _Loading(chosen, default_workers(chosen) if workers is None else workers, max_invalid)
     given = data or recipe["data"]
     outside, is_fair = judged != recipe["split"], True
     reader = open_split(opened, judged)
     names = _targets(reader, facts["targets"])
-    held_out = _open(student, reader, names, given, loading)
+    several = Several.open(directory.student, facts, caches, judged)
+    held_out = _open(student, reader, names, given, loading, several.others)
     _check_classes(held_out.source, facts["class_names"])
     if not outside:
         held_out = _part(held_out, recipe["validation"], validation=True)
@@ -77,9 +83,9 @@ def evaluate_run(
         yield Message(f"the teacher's logits are those of {reader.output_part(logits).prefix}, a head on its embedding")
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
-    found = run_student(student, held_out, batch_size=batch_size)
+    found = several.plain(run_student(student, held_out, batch_size=batch_size))
     read = reader.read(held_out.rows, outputs=list(names.values()))
-    targets = {output: read[name] for output, name in names.items()}
+    targets = several.targets({output: read[name] for output, name in names.items()}, held_out.rows)
     classes = None if facts["classes"] is None else np.array(facts["classes"])
     scores: dict[str, Json] = {
         "split": judged,
@@ -88,6 +94,8 @@ def evaluate_run(
     }
     if not is_fair:
         scores["teacher_accuracy"] = None
+    if several.given:
+        scores["teachers"] = several.scores(found, held_out.rows, held_out.labels, held_out.source.class_names)
 
     learned_from = open_split(opened, recipe["split"])
     bank_names = _targets(learned_from, facts["targets"])
@@ -103,11 +111,22 @@ def evaluate_run(
     return scores
 
 
-def _open_cache(given: Path | str | None, recorded: str) -> "Cache":
+def _all_have(caches: "Sequence[Cache]", split: str) -> bool:
+    from pipelines.load import has_outputs
+
+    return all(has_outputs(cache, split) for cache in caches)
+
+
+def _open_caches(given: Path | str | Sequence[Path | str] | None, recorded: str | Sequence[str]) -> "list[Cache]":
     from pipelines.load import open_sealed
 
+    learned = [recorded] if isinstance(recorded, str) else list(recorded)
+    places = [given] if isinstance(given, str | Path) else list(given or learned)
+    if len(places) != len(learned):
+        message = f"this student learned from {len(learned)} caches, and {len(places)} were given"
+        raise UsageError(message, hint="give each of them with --cache, in the order of training")
     try:
-        return open_sealed(str(given or recorded))[0]
+        return [open_sealed(str(place))[0] for place in places]
     except UsageError as error:
         if given:
             raise
@@ -143,13 +162,15 @@ def _open(
     names: Mapping[str, str],
     data: Sequence[str] | None,
     loading: _Loading,
+    others: "Sequence[Elsewhere]" = (),
 ) -> "CachedData":
     from pipelines.load import open_inputs
     from student.data import CachedData
     from student.join import join
 
     source, stored = open_inputs(reader, data, student.backbone.input)
-    joined = join(reader, source, list(names.values()), missing="skip", max_invalid=loading.max_invalid)
+    outputs, most = list(names.values()), loading.max_invalid
+    joined = join(reader, source, outputs, missing="skip", max_invalid=most, others=others)
     return CachedData(
         source,
         student.backbone.input,

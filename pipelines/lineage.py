@@ -1,6 +1,6 @@
 """Whose outputs a student learned from: what stays with it when the cache is elsewhere. All of it is hearsay."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["lineage", "place_name"]
 
 
-def lineage(reader: "CacheReader", outputs: Iterable[str]) -> Json:
+def lineage(reader: "CacheReader", outputs: Mapping[str, "tuple[CacheReader, str]"]) -> Json:
     """{"data": names of where the samples were, "outputs": {name: what made it}} of a split, without a path.
 
-    An output has the teacher's name, library, model, weights_sha256, revision, license, made_by, its class names, and
+    `outputs` says for each output which reader has it, and under which name. An output has the teacher's name, library, model, weights_sha256, revision, license, made_by, its class names, and
     the probe that made logits of an embedding; what the cache does not say is null.
     """
     origin = reader.cache.origin(reader.split)
@@ -25,7 +25,7 @@ def lineage(reader: "CacheReader", outputs: Iterable[str]) -> Json:
         "data": [place_name(place) for place in places if isinstance(place, str)] if isinstance(places, list) else [],
         "split": reader.split,
         "rows": len(reader),
-        "outputs": {name: _made_by(reader, name) for name in outputs},
+        "outputs": {name: _made_by(*found) for name, found in outputs.items()},
     }
 
 

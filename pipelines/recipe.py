@@ -18,8 +18,8 @@ __all__ = ["TrainRecipe"]
 class TrainRecipe:
     """What `fc train-student` was asked to do. None means: chosen from what the cache holds."""
 
-    cache: str = "./cache"
-    """The cache to learn from."""
+    cache: str | tuple[str, ...] = "./cache"
+    """The cache to learn from, or several; the samples, labels and views are those of the first."""
     split: str = "train"
     """Which of its splits."""
     data: tuple[str, ...] | None = None
@@ -70,6 +70,12 @@ class TrainRecipe:
     """The student's longest text in tokens; the teacher's by default."""
     init_from: str | None = None
     """A trained model of the same shape to start from."""
+    teachers: tuple[str, ...] | None = None
+    """The teachers to learn from, by the names of their parts, or ("all",); by default the first of each cache."""
+    balance: Literal["none", "standardise", "phi-s"] | None = None
+    """How embeddings are brought to one scale; none by default, phi-s for several teachers."""
+    ensemble: Literal["logits", "probabilities"] | None = None
+    """What is averaged over the logits of several teachers; one head for each of them by default."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1 or not 0 <= self.max_invalid <= 1:
@@ -87,11 +93,25 @@ class TrainRecipe:
             raise UsageError(f"--missing is {self.missing!r}", hint="write refuse or skip")
         if self.shuffle not in ("auto", "global", "blocks"):
             raise UsageError(f"--shuffle is {self.shuffle!r}", hint="write auto, global or blocks")
-
+        if self.balance not in (None, "none", "standardise", "phi-s"):
+            raise UsageError(f"--balance is {self.balance!r}", hint="write none, standardise or phi-s")
+        if self.ensemble not in (None, "logits", "probabilities"):
+            raise UsageError(f"--ensemble is {self.ensemble!r}", hint="write logits or probabilities")
+        if not self.caches or len(set(self.caches)) < len(self.caches):
+            raise UsageError("each --cache is given once", hint="choose teachers of one cache with --teachers")
         if self.check_inputs not in ("all", "sample", "off"):
             raise UsageError(f"--check-inputs is {self.check_inputs!r}", hint="write all, sample or off")
 
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """Every cache, the first one first."""
+        return (self.cache,) if isinstance(self.cache, str) else self.cache
+
     def to_json(self) -> Json:
-        """All fields, as recipe.json keeps them."""
+        """All fields, as recipe.json keeps them; those of several teachers only where they were given, for runs that
+        were begun before there were any."""
         values = asdict(self)
-        return {**values, "data": list(self.data) if self.data else None}
+        later = {name: values.pop(name) for name in ("teachers", "balance", "ensemble")}
+        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in later.items() if value}
+        cache = self.caches[0] if len(self.caches) == 1 else list(self.caches)
+        return {**values, "cache": cache, "data": list(self.data) if self.data else None, **chosen}

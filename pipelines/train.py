@@ -25,9 +25,12 @@ def train_student(
     device: str | None = None,
     workers: int | None = None,
     resume: bool = False,
+    targets: Literal["auto", "device", "stream"] = "auto",
     **recipe: Any,
 ) -> Run[Json]:
     """Train a student from a cache; `recipe` has the fields of `TrainRecipe`. Returns the run's summary.
+
+    `targets` says where they are while it trains: on the device, or read from the cache as they are needed.
 
     Raises UsageError, IncompleteError for a cache that is not sealed, and IdentityError for data that the teacher did
     not see, or for a run that was begun with other settings.
@@ -35,10 +38,12 @@ def train_student(
     from pipelines.build import build, open_rows, try_once
     from student.trainer import train
 
-    given = TrainRecipe(**{**recipe, "cache": str(recipe.get("cache", "./cache"))})
+    caches = recipe.get("cache", "./cache")
+    named = str(caches) if isinstance(caches, str | Path) else tuple(map(str, caches))
+    given = TrainRecipe(**{**recipe, "cache": named})
     rows = open_rows(given)
     yield from _left_out(rows)
-    built = build(given, rows, device=device, workers=workers)
+    built = build(given, rows, device=device, workers=workers, targets=targets)
     try_once(built)
     yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
     yield from map(Message, built.objective.notes)
@@ -48,7 +53,7 @@ def train_student(
         built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
     run = RunDir.create(path, _record(given, rows, built), resume=resume)
     yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
-    yield from _told_of_probes(rows)
+    yield from _told_of_teachers(rows, built)
     if rows.stored is not None:
         what = f"images of {rows.stored.size} pixels" if rows.stored.modality == "image" else "tokens"
         yield Message(f"inputs come from the cache, as {what}; --data would read the samples themselves")
@@ -72,11 +77,24 @@ def train_student(
     return _finish(run, rows, built, result)
 
 
-def _told_of_probes(rows: "Rows") -> Run[None]:
-    for output in rows.outputs:
-        part = rows.reader.output_part(output)
-        if part.kind == "probe":
-            yield Message(f"{output} are those of {part.prefix}, a linear head on the teacher's {part.facts['input']}")
+def _told_of_teachers(rows: "Rows", built: "TrainingRun") -> Run[None]:
+    taught = rows.taught
+    read = taught.read(rows.outputs)
+    used = [one for one in taught.given if one.stored(read)]
+    if taught.is_several:
+        yield Message(f"{len(used)} teachers: {', '.join(one.teacher for one in used)}")
+    if taught.ensemble:
+        yield Message(f"logits are the mean of the {taught.ensemble} of {', '.join(taught.members)}")
+    if built.balances:
+        yield Message(f"embeddings are balanced by {taught.balance}: {', '.join(built.balances)}")
+    for one in used:
+        for output, stored in one.stored(read).items():
+            part = one.reader.output_part(stored)
+            if part.kind == "probe":
+                what = f"a linear head on the teacher's {part.facts['input']}"
+                yield Message(f"{output} are those of {part.prefix}, {what}")
+    if built.training.placement:
+        yield Message(built.training.placement)
 
 
 def _left_out(rows: "Rows") -> Run[None]:
@@ -94,12 +112,14 @@ def _left_out(rows: "Rows") -> Run[None]:
 def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
     """recipe.json: what was asked for, and what it came to."""
     given = recipe.to_json()
+    places = [str(Path(path).absolute()) for path in recipe.caches]
     return {
         **given,
-        "cache": str(Path(recipe.cache).absolute()),
+        "cache": places[0] if len(places) == 1 else places,
         "data": location(recipe.data) if recipe.data else None,
         "digest": rows.digest,
-        "targets": {output: rows.reader.output_part(output).recipe_id for output in rows.outputs},
+        "targets": rows.taught.recipes(rows.outputs),
+        **({"balance": rows.taught.balance} if rows.taught.balance != "none" else {}),
         "objective": rows.objective,
         "student": built.student.backbone.to_json(),
         "input": built.student.backbone.input.to_json(),
@@ -142,15 +162,22 @@ def follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
 
 def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Json:
     from pipelines.lineage import lineage
+    from student.balance import save_balances
     from student.export import save_student
 
-    facts = {
+    each = rows.taught.facts(rows.outputs)
+    facts: Json = {
         "digest": rows.digest,
-        "targets": {output: rows.reader.made_by(output) for output in rows.outputs},
+        "targets": next(iter(each.values()), {}),
         "class_names": list(rows.source.class_names),
         "classes": None if rows.classes is None else rows.classes.tolist(),
-        "lineage": lineage(rows.reader, rows.outputs),
+        "lineage": lineage(rows.reader, rows.taught.sources(rows.outputs)),
     }
+    if rows.taught.is_several:
+        facts |= {"digests": list(rows.taught.digests), "teachers": each, "ensemble": rows.taught.ensemble}
+    if built.balances:
+        facts["balance"] = rows.taught.balance
+        save_balances(run.student / "balance.safetensors", built.balances)
     save_student(built.student, run.student, facts)
     summary = {
         "run": str(run.path),

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -12,15 +12,17 @@ import torch
 from featurecache.augment import Augmentation, ImageAugmentation
 from featurecache.errors import CorruptCacheError, FeatureCacheError
 from featurecache.frames import Frames
-from featurecache.inputs import Input, Inputs
+from featurecache.inputs import Input
 from featurecache.loader import Finished, Loaded, finish, load
 from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
 from featurecache.store.stored_inputs import StoredInputs
-from featurecache.types import NO_LABEL, Reason, SparseLogits
+from featurecache.transfer import Transfer
+from featurecache.types import NO_LABEL, Reason
 from student.alignment import Alignment, CheckInputs
 from student.objectives.base import Batch, Mix
 from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
+from student.targets import FromCache, Residency, Targets, Values, place
 from student.views import PLAIN, Views
 
 __all__ = ["CachedData", "TrainingData"]
@@ -52,8 +54,8 @@ class TrainingData(Protocol):
         """Every row once."""
         ...
 
-    def keys_of(self, rows: torch.Tensor) -> Sequence[str]:
-        """The keys of rows, int64 (rows,), as batches name them."""
+    def keys_of(self, rows: torch.Tensor) -> list[str]:
+        """The keys of some of a batch's `rows`, int64 (n,), to name them in an error."""
         ...
 
 
@@ -74,6 +76,8 @@ class CachedData:
         sample_of: np.ndarray | None = None,
         reader: CacheReader | None = None,
         outputs: Sequence[str] = (),
+        targets: Targets | None = None,
+        residency: Residency = "auto",
         views: Views = PLAIN,
         stored: StoredInputs | None = None,
         check_inputs: CheckInputs = "sample",
@@ -83,7 +87,8 @@ class CachedData:
         workers: int = 0,
     ) -> None:
         """`samples`, `labels` and `rows` are int64 and of equal length, a part of what `join` returns; `sample_of` is
-        all of it, for what samples are mixed with.
+        all of it, for what samples are mixed with. `outputs` are the reader's that are compared with what the samples
+        are now, and the targets, unless other `targets` are given; `residency` says where those are.
 
         With `stored` the inputs come from the cache, and the samples are its rows. `shuffle` is "global" or, for a
         cache that does not fit in memory, "blocks"; "auto" looks at what is available.
@@ -99,6 +104,15 @@ class CachedData:
         self.bank_rows = min(bank_rows, max(samples.size - 1, 0))
         self.device = torch.device(device)
         self.workers = workers
+        self.targets: Targets | None = None
+        self.placement = ""
+        """Where the targets are, in words."""
+        if reader is not None:
+            given = FromCache(reader, {name: name for name in self.outputs}) if targets is None else targets
+            count, shown = len(reader), views.count
+            self.targets, self.placement = place(
+                given, self.rows, total=count, views=shown, device=self.device, how=residency
+            )
         self.shuffle: Shuffle = self._shuffle_that_fits() if shuffle == "auto" else shuffle
         self._sample_of = self._places() if sample_of is None else sample_of
         self._label_of = np.full(len(source), NO_LABEL)
@@ -131,8 +145,22 @@ class CachedData:
         """
         plan, chosen = itertools.tee(self._plan(batch_size, seed=seed, start=start, stop=stop))
         batches = self._batches(plan)
-        for number, (batch, step) in enumerate(zip(batches, chosen, strict=False), start):
-            yield self._with_bank(batch, step, np.random.default_rng((seed, number, _BANK)))
+        if not self.bank_rows or self.targets is None:
+            yield from batches
+            return
+        # what is sparse is not compared with other rows
+        sample = self.targets.read(self.rows[:1])
+        dense = [name for name, values in sample.items() if isinstance(values, torch.Tensor)]
+        others = (self._others(step, np.random.default_rng((seed, start + step.number, _BANK))) for step in chosen)
+        asked, drawn = itertools.tee(others)
+        banks = self.targets.gather(asked, outputs=dense, device=self.device)
+        transfer = Transfer(self.device)
+        for batch, bank, rows in zip(batches, banks, drawn, strict=False):
+            yield replace(
+                batch,
+                bank={name: values for name, values in bank.items() if isinstance(values, torch.Tensor)},
+                bank_labels=transfer.send(self._label_of[self._sample_of[rows]]),
+            )
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """The plain view of every row once, in the cache's order."""
@@ -141,7 +169,7 @@ class CachedData:
         return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(every))
 
     def keys_of(self, rows: torch.Tensor) -> list[str]:
-        """The keys of rows of the cache or, without a reader, of samples."""
+        """The keys of rows of the cache, int64 (n,); of samples of the source where there is no cache."""
         keys = self.source.keys if self.reader is None else self.reader.keys
         return [keys[row] for row in rows.tolist()]
 
@@ -173,9 +201,9 @@ class CachedData:
         return global_order(len(self), seed=seed, epoch=epoch)
 
     def _fetch(self, positions: np.ndarray, seed: int, epoch: int) -> None:
-        if self.reader is not None:
+        if self.targets is not None:
             for view in self._shown(positions, seed, epoch).T:
-                self.reader.will_need(self.rows[positions], view=view, outputs=self.outputs)
+                self.targets.will_need(self.rows[positions], view=view)
 
     def _shown(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """int64 (positions, views): in which of their views these samples are shown in an epoch."""
@@ -183,26 +211,29 @@ class CachedData:
         return self.views.shown(self.rows[positions], total, seed=seed, epoch=epoch)
 
     def _shuffle_that_fits(self) -> Shuffle:
-        if self.reader is None:
+        if self.reader is None or self.targets is None:
             return "global"
-        stored = self.views.count * self.reader.stored_bytes(self.outputs)
+        stored = self.views.count * self.targets.stored_bytes
         stored += self.stored.stored_bytes if self.stored else 0
         part = len(self) / len(self.reader)
         return choose_shuffle(round(part * stored), available_memory())
 
     def _batches(self, plan: "Iterator[_Step]") -> Iterator[Batch]:
         plan, told = itertools.tee(plan)
-        targets: Iterator[Mapping[str, torch.Tensor | SparseLogits]] = itertools.repeat({})
-        if self.reader is not None:
+        targets: Iterator[Values] = itertools.repeat({})
+        if self.targets is not None:
             told, asked, again = itertools.tee(told, 3)
             rows = (np.repeat(self.rows[step.positions], step.views.shape[1]) for step in asked)
             views = (step.views.reshape(-1) for step in again)
-            targets = self.reader.gather(rows, views=views, outputs=self.outputs, device=self.device)
-        for step, loaded in zip(told, self._load(self._frames(step) for step in plan), strict=False):
-            finished = finish(loaded, self._move(loaded.inputs), self._augmentation)
+            targets = self.targets.gather(rows, views=views, device=self.device)
+        transfer = Transfer(self.device)
+        loading = zip(told, self._load(self._frames(step) for step in plan), strict=False)
+        moving = ((step, loaded, transfer.begin(loaded.inputs)) for step, loaded in loading)
+        for step, loaded, inputs in transfer.ahead(moving):
+            finished = finish(loaded, inputs.arrived(), self._augmentation)
             if finished.asked.size or self.reader is not None:
-                self._check(loaded, finished)
-                yield self._batch(step, loaded, finished, next(targets))
+                self._check(loaded)
+                yield self._batch(step, loaded, finished, next(targets), transfer)
 
     def _frames(self, step: "_Step") -> Frames:
         samples = self.samples[step.positions]
@@ -224,7 +255,7 @@ class CachedData:
         views = self.reader.stored_views if self.reader is not None and self.views.count > 1 else None
         return views.augmentation if views else None
 
-    def _check(self, loaded: Loaded, finished: Finished) -> None:
+    def _check(self, loaded: Loaded) -> None:
         """The teacher saw this very data, and it decodes here too."""
         if self.checks:
             self.checks.check(loaded, self.source.keys)
@@ -232,23 +263,17 @@ class CachedData:
             key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
             raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
 
-    def _batch(
-        self,
-        step: "_Step",
-        loaded: Loaded,
-        finished: Finished,
-        targets: Mapping[str, torch.Tensor | SparseLogits],
-    ) -> Batch:
+    def _batch(self, step: "_Step", loaded: Loaded, finished: Finished, targets: Values, transfer: Transfer) -> Batch:
         at = np.repeat(step.positions, step.views.shape[1])[finished.asked]
         return Batch(
             inputs=finished.inputs,
             targets=targets,
-            labels=torch.from_numpy(self.labels[at]).to(self.device),
-            rows=torch.from_numpy(self.rows[at]).to(self.device),
-            mix=self._mix(loaded, finished),
+            labels=transfer.send(self.labels[at]),
+            rows=transfer.send(self.rows[at]),
+            mix=self._mix(loaded, finished, transfer),
         )
 
-    def _mix(self, loaded: Loaded, finished: Finished) -> Mix | None:
+    def _mix(self, loaded: Loaded, finished: Finished, transfer: Transfer) -> Mix | None:
         """Labels and shares of what the frames were mixed with."""
         is_mixed = finished.partners >= 0
         if not is_mixed.any():
@@ -258,22 +283,14 @@ class CachedData:
         partners = loaded.rows[loaded.frames.shows[finished.partners]]
         labels = np.where(is_mixed, self._label_of[partners], NO_LABEL)
         share = np.where(is_mixed, shares, 1).astype(np.float32)
-        return Mix(torch.from_numpy(labels).to(self.device), torch.from_numpy(share).to(self.device))
+        return Mix(transfer.send(labels), transfer.send(share))
 
-    def _with_bank(self, batch: Batch, step: "_Step", draw: np.random.Generator) -> Batch:
-        if not self.bank_rows or self.reader is None:
-            return batch
+    def _others(self, step: "_Step", draw: np.random.Generator) -> np.ndarray:
+        """int64: rows for a bank, none of them of the step."""
         pool = self.rows if step.near is None else self.rows[step.near]
         taken = len(step.positions)
         others = pool[draw.choice(len(pool), min(self.bank_rows + taken, len(pool)), replace=False)]
-        others = others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
-        dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
-        bank = self.reader.read(others, outputs=dense, device=self.device)
-        return replace(
-            batch,
-            bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)},
-            bank_labels=torch.from_numpy(self._label_of[self._sample_of[others]]).to(self.device),
-        )
+        return others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
 
     def _places(self) -> np.ndarray:
         """int64 (rows of the cache,): the sample of each row, -1 where it has none."""
@@ -281,10 +298,6 @@ class CachedData:
         found = np.full(count, -1)
         found[self.rows] = self.samples
         return found
-
-    def _move(self, inputs: Inputs) -> Inputs:
-        pinned = self.device.type == "cuda"  # elsewhere the memory could be gone before the copy is done
-        return {name: tensor.to(self.device, non_blocking=pinned) for name, tensor in inputs.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,22 @@ from featurecache.sources.base import Source
 from featurecache.store.reader import CacheReader
 from featurecache.types import NO_LABEL
 
-__all__ = ["Joined", "join"]
+__all__ = ["Elsewhere", "Joined", "join"]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Outputs of the same samples in another cache."""
+
+    reader: CacheReader
+    outputs: Sequence[str]
+    """By its names for them."""
+    row_of: np.ndarray
+    """int64 (rows of the first cache,): the row with the same key, -1 for none."""
+
+    def valid(self, view: int) -> np.ndarray:
+        """bool (rows of the first cache,): which rows have these outputs, in a view."""
+        return (self.row_of >= 0) & self.reader.valid(self.outputs, view=view)[self.row_of]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +57,17 @@ def join(
     views: int = 1,
     missing: Literal["refuse", "skip"] = "refuse",
     max_invalid: float = 0.01,
+    others: Sequence["Elsewhere"] = (),
 ) -> Joined:
     """Match a source to a cache by key, never by position, and leave out rows without valid outputs in all views.
 
+    With `others`, rows that one of them lacks are missing, and those without valid outputs there are left out too.
     Raises UsageError if the source has samples that the cache lacks (unless they may be skipped), if nothing is
     common to both, or if more than `max_invalid` of the common rows are invalid.
     """
     rows = reader.rows_of(source.keys)
+    for other in others:
+        rows = np.where(other.row_of[rows] < 0, -1, rows)
     absent = np.flatnonzero(rows < 0)
     if absent.size and missing == "refuse":
         message = f"{absent.size:,} of {len(source):,} samples are not in the cache, such as {source.keys[absent[0]]!r}"
@@ -60,6 +79,8 @@ def join(
     usable = np.ones(len(reader), bool)
     for view in range(views):
         usable &= reader.valid(outputs or None, view=view)
+        for other in others:
+            usable &= other.valid(view)
     usable = usable[common]
     invalid = int(common.size - usable.sum())
     if not usable.any():

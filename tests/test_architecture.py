@@ -19,7 +19,7 @@ FLOORS = [
         "featurecache.teachers",
         "featurecache.encodings",
     ],
-    ["featurecache.frames", "featurecache.loader", "featurecache.store"],
+    ["featurecache.frames", "featurecache.loader", "featurecache.transfer", "featurecache.store"],
     [
         "featurecache.rows",
         "featurecache.draw",
@@ -45,8 +45,10 @@ STUDENT_MAY = {
     "encodings",
     "frames",
     "loader",
+    "store.held",
     "store.reader",
     "store.stored_inputs",
+    "transfer",
 }
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from featurecache.encodings import Encoding
 from featurecache.errors import CorruptCacheError
 from featurecache.store.view_parts import ViewParts
+from featurecache.transfer import Moving, Transfer
 from featurecache.types import ArraySpec, SparseLogits
 
-__all__ = ["At", "Column", "Rows", "gather", "read"]
+__all__ = ["At", "Column", "Rows", "arrays_of", "gather", "read"]
 
 _RING = 3
 """Sets of buffers: one in use, one ready, one being filled."""
@@ -80,7 +81,7 @@ def read(
 ) -> Rows:
     """Some rows (int64) of each column, in memory of their own. Raises what `PartReader.take` does."""
     device = torch.device(device)
-    encoded = {key: torch.from_numpy(part.take(array, rows, view=view)) for key, (part, array) in _arrays(columns)}
+    encoded = {key: torch.from_numpy(part.take(array, rows, view=view)) for key, (part, array) in arrays_of(columns)}
     for column in columns:
         column.check(encoded)
     moved = {key: tensor.to(device) for key, tensor in encoded.items()}
@@ -92,22 +93,30 @@ def gather(columns: Sequence[Column], plan: Iterable[At], *, device: torch.devic
 
     Large batches are taken by one thread that runs at most three batches ahead of what was asked for; it ends with
     the iterator, and its errors are raised where their batch is asked for. The plan is iterated in the caller's thread.
+    On their way to a GPU batches are one ahead more, and copied while it computes.
     """
     device = torch.device(device)
     columns = [column.on(device) for column in columns]
-    arrays = dict(_arrays(columns))
+    arrays = dict(arrays_of(columns))
     sets = itertools.cycle([_Buffers(arrays, pinned=device.type == "cuda") for _ in range(_RING)])
     batches = iter(plan)
     first = list(itertools.islice(batches, 1))
     batch_bytes = sum(len(rows) * array.row_bytes for rows, _ in first for _, array in arrays.values())
     taken = (_taken_inline if batch_bytes <= _INLINE_BYTES else _taken_ahead)(sets, itertools.chain(first, batches))
+    transfer = Transfer(device)
+    for moving, borrowed in transfer.ahead(_moving(taken, columns, transfer)):
+        moved = moving.arrived()
+        yield {column.name: _own(column.decode(moved), borrowed) for column in columns}
+
+
+def _moving(taken: "_Taken", columns: Sequence[Column], transfer: Transfer) -> Iterator[tuple[Moving, set[int]]]:
+    """Checked batches whose copy to the device was begun, each with the places in memory that it was copied from."""
     for buffers, encoded in taken:
         for column in columns:
             column.check(encoded)
-        moved = {key: tensor.to(device, non_blocking=buffers.pinned) for key, tensor in encoded.items()}
-        buffers.copy_began(device)
-        borrowed = {tensor.untyped_storage().data_ptr() for tensor in encoded.values()}
-        yield {column.name: _own(column.decode(moved), borrowed) for column in columns}
+        moving = transfer.begin(encoded)
+        buffers.free_after(moving.copied)
+        yield moving, {tensor.untyped_storage().data_ptr() for tensor in encoded.values()}
 
 
 class _Buffers:
@@ -125,11 +134,9 @@ class _Buffers:
             self._copied.synchronize()
         return {key: self._take(key, *at) for key in self._arrays}
 
-    def copy_began(self, device: torch.device) -> None:
-        """Copies to a device are under way: nothing is filled before they are done."""
-        if self.pinned:
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(device))
+    def free_after(self, copied: "torch.cuda.Event | None") -> None:
+        """Nothing is filled before the copy to a device is done."""
+        self._copied = copied
 
     def _take(self, key: str, rows: np.ndarray, view: int | np.ndarray) -> Tensor:
         part, array = self._arrays[key]
@@ -172,7 +179,7 @@ def _first(waiting: deque[tuple[_Buffers, Future[dict[str, Tensor]]]]) -> tuple[
     return buffers, taken.result()
 
 
-def _arrays(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[ViewParts, ArraySpec]]]:
+def arrays_of(columns: Iterable[Column]) -> Iterator[tuple[str, tuple[ViewParts, ArraySpec]]]:
     """Each array once, though two outputs may need it: an embedding, and the logits of a probe on it."""
     found: dict[str, tuple[ViewParts, ArraySpec]] = {}
     for column in columns:

@@ -1,6 +1,6 @@
 """The outputs of one split by name, and how each is read: what a teacher gave, and what probes make of it."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from featurecache.store.gather import Column
 
-__all__ = ["Output", "find_outputs", "open_column"]
+__all__ = ["Output", "find_outputs", "group_by_teacher", "open_column"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,24 @@ def find_outputs(
                 found[f"{older.part.part.name}/{name}"] = older
             found[name] = Output(encoded.output, part, source.source, source.kept)
     return found
+
+
+def group_by_teacher(outputs: Mapping[str, Output]) -> dict[str, dict[str, str]]:
+    """Teacher, by the name of its oldest part, to {output's own name: its name among these}; a probe's output, and of
+    two the newer probe's, goes before what the teacher gave."""
+    oldest: dict[str, PartSpec] = {}
+    for output in outputs.values():
+        part = output.source.part
+        standing = oldest.setdefault(part.facts["teacher_id"], part)
+        oldest[part.facts["teacher_id"]] = min(standing, part, key=_age)
+    found: dict[str, dict[str, str]] = {part.name: {} for part in sorted(oldest.values(), key=_age)}
+    for name, output in sorted(outputs.items(), key=lambda item: (item[1].part.part.kind == "probe", _order(item[1]))):
+        found[oldest[output.source.part.facts["teacher_id"]].name][output.spec.name] = name
+    return found
+
+
+def _order(output: Output) -> tuple[int, str]:
+    return _age(output.part.part)
 
 
 def _given(teachers: Iterable[PartReader]) -> list[Output]:

@@ -14,7 +14,7 @@ from featurecache.inputs import Input
 from featurecache.store.commit import is_complete
 from featurecache.store.layout import PartSpec
 from featurecache.store.objects import LocalObjects
-from featurecache.store.outputs import Output, find_outputs, open_column
+from featurecache.store.outputs import Output, find_outputs, group_by_teacher, open_column
 from featurecache.store.part_reader import PartReader
 from featurecache.store.parts import find_parts, read_asset, splits
 from featurecache.store.seals import Seal, latest_seal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featurecache.store.gather import Column
+    from featurecache.store.held import Held
     from featurecache.store.stored_inputs import StoredInputs
 
 __all__ = ["Cache", "CacheReader", "open_cache"]
@@ -249,6 +250,34 @@ class CacheReader:
         each: Iterable[int | np.ndarray] = itertools.repeat(0) if views is None else views
         return gather.gather(self._columns(outputs), zip(map(_row_numbers, plan), each, strict=False), device=device)
 
+    def held(
+        self,
+        rows: np.ndarray,
+        *,
+        views: int = 1,
+        outputs: Sequence[str] | None = None,
+        device: "torch.device | str",
+    ) -> "Held":
+        """Outputs of these rows, int64, in their first views, read now and held on a device as they are encoded.
+
+        Raises what `read` does, and UsageError for rows of different lengths.
+        """
+        import torch
+
+        from featurecache.store.held import Held
+
+        return Held(self._columns(outputs), _row_numbers(rows), views=views, device=torch.device(device))
+
+    def is_even(self, outputs: Sequence[str] | None = None) -> bool:
+        """Whether all rows of these outputs are of one length, as they must be to be held."""
+        return not any(array.longest for _, array in self._arrays(outputs))
+
+    def is_sparse(self, output: str) -> bool:
+        """Whether an output is read as something else than a tensor of all its values."""
+        import torch
+
+        return not isinstance(self.read([], outputs=[output])[output], torch.Tensor)
+
     def will_need(
         self,
         rows: "np.ndarray | Sequence[int]",
@@ -264,6 +293,14 @@ class CacheReader:
     def stored_bytes(self, outputs: Sequence[str] | None = None) -> int:
         """Bytes of these outputs over all rows of one view, as they are kept."""
         return len(self) * sum(array.row_bytes for _, array in self._arrays(outputs))
+
+    @property
+    def by_teacher(self) -> dict[str, dict[str, str]]:
+        """The outputs of each teacher: its part's name, the oldest first, to each output's own name and that in here.
+
+        Logits of a probe are those of the teacher whose embedding it was fitted on, and go before that teacher's own.
+        """
+        return group_by_teacher(self._outputs)
 
     def teacher_part(self, output: str) -> PartSpec:
         """The teacher's part behind an output; behind head(embedding) it is the part of the embedding."""

@@ -10,6 +10,7 @@ from featurecache.frames import Frames
 from featurecache.inputs import Input, TextInput
 from featurecache.store.described import described_views, views_array
 from featurecache.store.part_reader import PartReader
+from featurecache.types import Json
 
 __all__ = ["StoredViews"]
 
@@ -27,6 +28,8 @@ class StoredViews:
         self.rows = first.rows
         self.proof = str(first.facts["proof"])
         """`Augmentation.proof` where the views were drawn."""
+        self.identity: Json = {name: first.facts[name] for name in ("augmentation", "seed", "proof")}
+        """What decides, with a row's key, what its views are; where they mix samples, the order of the rows as well."""
         self._array = views_array(self.augmentation)
 
     def check_fits(self, network_input: Input) -> None:

@@ -10,7 +10,6 @@ from pipelines.cli.options import (
     DATA,
     MODEL,
     TRAINING,
-    CacheOption,
     DataOption,
     DeviceOption,
     JsonFlag,
@@ -29,7 +28,10 @@ MaxInvalid = Annotated[
 
 
 def train_student(
-    cache: CacheOption = "./cache",
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="./cache by default; more caches have more teachers of the same samples."),
+    ] = None,
     student: Annotated[
         str | None, typer.Option(metavar="NAME", help="A timm name, or bert:LAYERSxWIDTH; chosen by default.")
     ] = None,
@@ -112,6 +114,22 @@ def train_student(
     class_map: Annotated[
         str | None, typer.Option(metavar="FILE", help="JSON: data class to teacher class.", rich_help_panel=DATA)
     ] = None,
+    teachers: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Parts to learn from, a,b or all; one by default.", rich_help_panel=MODEL),
+    ] = None,
+    balance: Annotated[
+        Literal["none", "standardise", "phi-s"] | None,
+        typer.Option(metavar="HOW", help="Scale of embeddings: none, standardise, phi-s.", rich_help_panel=TRAINING),
+    ] = None,
+    ensemble: Annotated[
+        Literal["logits", "probabilities"] | None,
+        typer.Option(metavar="WHAT", help="Average these over teachers; a head each if not.", rich_help_panel=TRAINING),
+    ] = None,
+    targets: Annotated[
+        Literal["auto", "device", "stream"],
+        typer.Option(metavar="WHERE", help="Held on the device, streamed, or as they fit.", rich_help_panel=TRAINING),
+    ] = "auto",
     workers: WorkersOption = None,
     device: DeviceOption = None,
     amp: Precision = "float32",
@@ -126,7 +144,7 @@ def train_student(
     from pipelines.train import train_student as train
 
     run = train(
-        cache=cache,
+        cache="./cache" if not cache else cache[0] if len(cache) == 1 else tuple(cache),
         student=student,
         objective=objective,
         data=tuple(data) if data else None,
@@ -153,6 +171,10 @@ def train_student(
         img_size=img_size,
         max_length=max_length,
         init_from=init_from,
+        teachers=tuple(filter(None, (name.strip() for name in teachers.split(",")))) if teachers else None,
+        balance=balance,
+        ensemble=ensemble,
+        targets=targets,
         workers=workers,
         device=existing_device(device),
         resume=resume,
@@ -163,7 +185,9 @@ def train_student(
 
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
-    cache: Annotated[str | None, typer.Option(metavar="DIR", help="Where the cache is, if it was moved.")] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Where the cache is, or each of several, if moved.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="test, val or another; the first there is by default.")
     ] = None,
@@ -209,8 +233,18 @@ def _scores(scores: dict[str, Any]) -> str:
         lines.append(f"{name:<24}{_percent(scores[ours]):>10}{_percent(scores[theirs]):>10}")
     lines += ["", f"{'agreement, top-1':<24}{_percent(scores['agreement']):>10}"]
     for name, value in (("KL, nats", scores["kl"]), ("cosine of embeddings", scores["cosine"])):
-        lines.append(f"{name:<24}{'-' if value is None else format(value, '.4f'):>10}")
+        lines.append(f"{name:<24}{_number(value):>10}")
+    if each := scores.get("teachers"):
+        lines += ["", f"{'teacher':<34}{'accuracy':>10}{'agreement':>10}{'KL':>10}{'cosine':>10}"]
+    for name, found in (each or {}).items():
+        parts = [_percent(found["teacher_accuracy"]), _percent(found["agreement"])]
+        parts += [_number(found["kl"]), _number(found["cosine"])]
+        lines.append(f"{name:<34}" + "".join(f"{part:>10}" for part in parts))
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _percent(value: float | None) -> str:

@@ -1,10 +1,14 @@
-"""Several objectives as one weighted sum, read from text such as `kl(temperature=2):1.0,align-uniform:1.0,ce`."""
+"""Several objectives as one weighted sum, read from text such as `kl(temperature=2):1.0,align-uniform:1.0,ce`.
+
+With several teachers a term counts as the mean over those that it can learn from, or `cosine@TEACHER:1.0` names one.
+"""
 
 import inspect
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, TypeAlias, cast, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 from torch import Tensor, nn
 
@@ -27,6 +31,7 @@ __all__ = [
 _BETWEEN_TERMS = re.compile(r",(?![^(]*\))")
 _TERM = re.compile(r"\s*(?P<name>[^\s():,]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?::(?P<weight>[^():]*))?")
 _GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=VALUE,...):WEIGHT, with commas between them"
+_AT_TEACHER = re.compile(r"@[^\s():,@]+")
 _REMEDIES = {
     "embedding": "extract with `--outputs embedding`",
     "labels": "give data that has labels with `--data`",
@@ -43,40 +48,76 @@ class Term(NamedTuple):
     """One objective of a sum."""
 
     name: str
+    """The objective's, or NAME@TEACHER."""
     options: dict[str, Value]
     weight: float
 
+    @property
+    def objective(self) -> str:
+        """The objective's own name."""
+        return self.name.partition("@")[0]
+
+    @property
+    def teacher(self) -> str:
+        """The one teacher that it is about; empty for all that it can learn from."""
+        return self.name.partition("@")[2]
+
 
 class WeightedSum(nn.Module):
-    """sum_k weight_k * objective_k, for objectives by name; all of them read the same batch and the same bank."""
+    """sum_k weight_k * objective_k, for objectives by name; all of them read the same batch and the same bank.
+
+    An objective "NAME@TEACHER" is shown the outputs of that teacher, "TEACHER/embedding", under their plain names, and
+    the heads that learn from them. It knows nothing of others.
+    """
 
     def __init__(self, parts: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(cast(Mapping[str, nn.Module], parts))
         self.weights = {name: weights[name] for name in parts}
-        self.needs = _union(part.needs for part in parts.values())
-        self.heads = _union(part.heads for part in parts.values())
+        self.needs = _union(_named(part.needs, name) for name, part in parts.items())
+        self.heads = _union(_named(part.heads, name) for name, part in parts.items())
         self.bank_rows = max(part.bank_rows for part in parts.values())
         self.notes = _union(getattr(part, "notes", ()) for part in parts.values())
         """What the user should read before training."""
 
     def forward(self, student: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted total, and each part's own value without weight or graph."""
-        values = {name: part(student, batch) for name, part in self.parts.items()}
+        values = {name: self._value(name, part, student, batch) for name, part in self.parts.items()}
         total = sum(self.weights[name] * value for name, value in values.items())
         return total, {name: value.detach() for name, value in values.items()}
 
+    def _value(self, name: str, part: nn.Module, student: Mapping[str, Tensor], batch: Batch) -> Any:
+        teacher = name.partition("@")[2]
+        if not teacher:
+            return part(student, batch)
+        shown = replace(batch, targets=_plain(batch.targets, teacher), bank=_plain(batch.bank, teacher))
+        return part(_plain(student, teacher), shown)
 
-def make_objective(text: str, dimensions: Dimensions, available: Collection[str]) -> WeightedSum:
+
+def make_objective(
+    text: str,
+    dimensions: Dimensions,
+    available: Collection[str],
+    teachers: Mapping[str, Dimensions] | None = None,
+) -> WeightedSum:
     """The objective that the text describes, for data with the `available` teacher outputs, "labels" among them.
 
-    Raises UsageError where one needs more than is there, before anything is trained.
+    `teachers` has what objectives are told of each of several; their outputs are those with a width. A term that the
+    `available` outputs do not serve is one for each teacher that does, and its weight is shared between them. Raises
+    UsageError where one needs more than is there, before anything is trained.
     """
-    terms = parse_objective(text)
-    for term in terms:
-        _check_needs(term.name, available)
-    parts = {term.name: OBJECTIVES.get(term.name)(dimensions, **term.options) for term in terms}
-    return WeightedSum(parts, {term.name: term.weight for term in terms})
+    parts: dict[str, Objective] = {}
+    weights: dict[str, float] = {}
+    for term in parse_objective(text):
+        chosen = _chosen(term, available, teachers or {})
+        for teacher in chosen:
+            name = f"{term.objective}@{teacher}" if teacher else term.objective
+            if name in parts:
+                raise UsageError(f"the objective {name!r} stands twice in {text!r}", hint="give it once")
+            told = (teachers or {})[teacher] if teacher else dimensions
+            parts[name] = OBJECTIVES.get(term.objective)(told, **term.options)
+            weights[name] = term.weight / len(chosen)
+    return WeightedSum(parts, weights)
 
 
 def parse_objective(text: str) -> list[Term]:
@@ -111,7 +152,10 @@ def _parse_term(text: str) -> Term:
     if match is None:
         raise UsageError(f"cannot read the objective {text.strip()!r}", hint=_GRAMMAR)
     name, weight = match["name"], match["weight"]
-    options = _parse_options(name, match["options"] or "", objective_options(name))
+    objective, teacher = name.partition("@")[0], name[len(name.partition("@")[0]) :]
+    if teacher and not _AT_TEACHER.fullmatch(teacher):
+        raise UsageError(f"cannot read the objective {text.strip()!r}", hint="write NAME@TEACHER")
+    options = _parse_options(objective, match["options"] or "", objective_options(objective))
     number = 1.0 if weight is None else _number(f"the weight of {name}", weight, 1.0)
     if number < 0:
         raise UsageError(f"the weight of {name} is {number:g}", hint="a weight is 0 or more")
@@ -160,14 +204,51 @@ def _number(what: str, text: str, default: Number) -> Number:
     return number
 
 
-def _check_needs(name: str, available: Collection[str]) -> None:
-    missing = [need for need in OBJECTIVES.get(name).needs if need not in available]
+def _chosen(term: Term, available: Collection[str], teachers: Mapping[str, Dimensions]) -> list[str]:
+    """The teachers that a term is about; "" for what is there under plain names. Raises UsageError."""
+    if term.teacher and term.teacher not in teachers:
+        if not teachers:
+            message = f"{term.name!r} names a teacher, and there is one only"
+            raise UsageError(message, hint=f"write {term.objective}, or choose several with --teachers")
+        raise UnknownNameError("teacher of this run", term.teacher, teachers)
+    needs = OBJECTIVES.get(term.objective).needs
+    has_labels = "labels" in available
+    if not term.teacher and (not teachers or all(need in available for need in needs)):
+        _check_needs(term.objective, needs, available)
+        return [""]
+    offers = {name: {*told.targets, *(["labels"] if has_labels else [])} for name, told in teachers.items()}
+    if term.teacher:
+        _check_needs(term.name, needs, offers[term.teacher])
+        return [term.teacher]
+    serving = [name for name, offered in offers.items() if offered.issuperset(needs)]
+    if not serving:
+        _check_needs(term.objective, needs, set.union(*offers.values()))
+        needed = " and ".join(needs)
+        raise UsageError(f"the objective {term.objective!r} needs {needed} of one teacher, and none gave all of it")
+    return serving
+
+
+def _check_needs(name: str, needs: Collection[str], available: Collection[str]) -> None:
+    missing = [need for need in needs if need not in available]
     if missing:
         present = ", ".join(sorted(available)) or "nothing"
         raise UsageError(
             f"the objective {name!r} needs {' and '.join(missing)}; there is {present}",
             hint="; ".join(_REMEDIES.get(need, f"extract with `--outputs {need}`") for need in missing),
         )
+
+
+def _named(names: Iterable[str], part: str) -> tuple[str, ...]:
+    """Outputs or heads of a part of the sum by the names that they have among those of all teachers."""
+    teacher = part.partition("@")[2]
+    return tuple(f"{teacher}/{name}" if teacher and name != "labels" else name for name in names)
+
+
+def _plain(values: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """What is one teacher's by its plain name, with what is no teacher's at all."""
+    prefix = f"{teacher}/"
+    shared = {name: value for name, value in values.items() if "/" not in name}
+    return shared | {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

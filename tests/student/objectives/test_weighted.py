@@ -1,11 +1,14 @@
 """Objectives from text: what is read, what is refused and in which words, and the sum itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from featurecache.errors import UnknownNameError, UsageError
 from featurecache.types import NO_LABEL
 from student.objectives import OBJECTIVES
+from student.objectives.base import Dimensions
 from student.objectives.weighted import make_objective, objective_options, option_text, parse_objective
 from tests.contracts.objective_contract import DIMENSIONS, random_batch, random_outputs
 
@@ -146,3 +149,63 @@ def test_notes_of_all_parts():
     objective = make_objective("kl(rest=renormalise),ce", DIMENSIONS, EVERYTHING)
     assert len(objective.notes) == 1 and "biased" in objective.notes[0]
     assert make_objective("kl,ce", DIMENSIONS, EVERYTHING).notes == ()
+
+
+TWO = {"a": Dimensions(features=DIMENSIONS.features, targets=DIMENSIONS.targets), "b": DIMENSIONS}
+LOGITS_ONLY = {**TWO, "c": Dimensions(features=DIMENSIONS.features, targets={"logits": 3})}
+
+
+def of_two(batch, other):
+    """A batch and outputs with the targets of two teachers."""
+    return {f"{name}/{output}": value for name, each in (("a", batch), ("b", other)) for output, value in each.items()}
+
+
+def test_each_teacher_counts_for_its_share_and_is_shown_alone():
+    objective = make_objective("cosine:3,mse@b:0.5,ce", DIMENSIONS, ["labels"], TWO)
+    assert objective.weights == {"cosine@a": 1.5, "cosine@b": 1.5, "mse@b": 0.5, "ce": 1.0}
+    assert objective.needs == ("a/embedding", "b/embedding", "labels") and "b/embedding" in objective.heads
+    alone = {name: make_objective("cosine,mse,ce", DIMENSIONS, EVERYTHING) for name in "ab"}
+    outputs = {name: random_outputs(6, heads=EVERYTHING, seed=seed) for seed, name in enumerate("ab")}
+    batches = {name: random_batch(6, targets=EVERYTHING, seed=seed) for seed, name in enumerate("ab")}
+    both = replace(batches["a"], targets=of_two(batches["a"].targets, batches["b"].targets))
+    shared = {name: outputs["a"][name] for name in ("features", "labels")}
+    total, values = objective({**of_two(outputs["a"], outputs["b"]), **shared}, both)
+    expected = {f"{part}@{name}": alone[name](outputs[name], batches[name])[1][part] for part, name in PARTS}
+    assert list(values) == ["cosine@a", "cosine@b", "mse@b", "ce"]
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name], value)
+    torch.testing.assert_close(total.detach(), sum(objective.weights[name] * value for name, value in values.items()))
+    total.backward()
+    assert outputs["b"]["embedding"].grad.abs().sum() > 0 and outputs["b"]["logits"].grad is None
+
+
+PARTS = [("cosine", "a"), ("cosine", "b"), ("mse", "b")]
+
+
+def test_terms_go_to_the_teachers_that_serve_them_and_an_ensemble_before_all():
+    objective = make_objective("kl,cosine", DIMENSIONS, ["labels"], LOGITS_ONLY)
+    assert list(objective.parts) == ["kl@a", "kl@b", "kl@c", "cosine@a", "cosine@b"]
+    assert objective.weights["kl@c"] == pytest.approx(1 / 3) and objective.weights["cosine@a"] == 0.5
+    objective = make_objective("kl,kl@c(temperature=1):2,cosine", DIMENSIONS, ["logits", "labels"], LOGITS_ONLY)
+    assert list(objective.parts) == ["kl", "kl@c", "cosine@a", "cosine@b"]
+    assert objective.needs == ("logits", "c/logits", "a/embedding", "b/embedding")
+
+
+@pytest.mark.parametrize(
+    ("text", "teachers", "message", "hint"),
+    [
+        ("cosine@d", LOGITS_ONLY, "no teacher of this run is called 'd'", "known: a, b, c"),
+        ("cosine@c", LOGITS_ONLY, "the objective 'cosine@c' needs embedding; there is labels, logits", "--outputs"),
+        ("cosine@a", None, "'cosine@a' names a teacher, and there is one only", "write cosine"),
+        ("cosine,cosine@a:2", TWO, "the objective 'cosine@a' stands twice", "give it once"),
+        ("cosine@a,cosine@a", TWO, "the objective 'cosine@a' stands twice", "give it once"),
+        ("cosine@", TWO, "cannot read the objective 'cosine@'", "NAME@TEACHER"),
+        ("cosine@a@b", TWO, "cannot read the objective 'cosine@a@b'", "NAME@TEACHER"),
+        ("cosin@a", TWO, "no objective is called 'cosin'", "did you mean 'cosine'?"),
+        ("cosine", {"c": LOGITS_ONLY["c"]}, "the objective 'cosine' needs embedding; there is labels, logits", ""),
+    ],
+)
+def test_refuses_teachers_that_cannot_serve(text, teachers, message, hint):
+    with pytest.raises(UsageError) as caught:
+        make_objective(text, DIMENSIONS, ["labels"], teachers)
+    assert message in caught.value.message and hint in caught.value.hint
