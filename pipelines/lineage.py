@@ -16,8 +16,9 @@ __all__ = ["lineage", "place_name"]
 def lineage(reader: "CacheReader", outputs: Mapping[str, "tuple[CacheReader, str]"]) -> Json:
     """{"data": names of where the samples were, "outputs": {name: what made it}} of a split, without a path.
 
-    `outputs` says for each output which reader has it, and under which name. An output has the teacher's name, library, model, weights_sha256, revision, license, made_by, its class names, and
-    the probe that made logits of an embedding; what the cache does not say is null.
+    `outputs` says for each output which reader has it, and under which name. An output has the teacher's name, library,
+    model, weights_sha256, revision, license, made_by, its class names, and the probe that made logits of an embedding;
+    what the cache does not say is null.
     """
     origin = reader.cache.origin(reader.split)
     places = origin.get("data") if isinstance(origin, dict) else None

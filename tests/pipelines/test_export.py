@@ -349,9 +349,9 @@ def test_a_cache_may_say_anything_of_its_teacher(text_cache, monkeypatch):
     part = reader.teacher_part("logits")
     strange = replace(part, provenance={"teacher": ["x"]}, identity={**part.identity, "teacher": {"model": {"a": 1}}})
     monkeypatch.setattr(reader, "teacher_part", lambda _: strange)
-    found = lineage(reader, ["logits"])["outputs"]["logits"]
+    found = lineage(reader, {"logits": (reader, "logits")})["outputs"]["logits"]
     assert found["teacher"] == "random-text" and found["model"] is None and found["license"] is None
     reader.cache.source = {"data": [{"a": 1}, "digits"]}
-    assert lineage(reader, [])["data"] == ["digits"]
+    assert lineage(reader, {})["data"] == ["digits"]
     reader.cache.source = {"data": 5}
-    assert lineage(reader, [])["data"] == []
+    assert lineage(reader, {})["data"] == []
