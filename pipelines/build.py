@@ -9,6 +9,7 @@ import torch
 
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
+from featurecache.layers import is_layer
 from featurecache.sources import Source
 from featurecache.store.reader import CacheReader
 from featurecache.store.stored_inputs import StoredInputs
@@ -16,13 +17,14 @@ from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
 from pipelines.load import open_inputs, open_sealed, open_split, teacher_input
 from pipelines.recipe import TrainRecipe
-from student.alignment import check_augmentation, check_stored
+from student.alignment import check_augmentation, check_lengths, check_same_length, check_stored
 from student.data import CachedData
 from student.join import Joined, join
+from student.models.base import Backbone, Layered
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
 from student.objectives.base import Dimensions
-from student.objectives.weighted import WeightedSum, make_objective, parse_objective
+from student.objectives.weighted import WeightedSum, make_objective, parse_objective, term_needs
 from student.selection import label_map, labelled_rows, validation_rows
 from student.trainer import TrainSettings
 from student.views import Views
@@ -72,8 +74,9 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     network_input = teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length)
     source, stored = open_inputs(reader, recipe.data, network_input)
     objective = recipe.objective or _default_objective(reader, source)
-    wanted = {need for term in parse_objective(objective) for need in _needs(term.name)}
+    wanted = {need for term in parse_objective(objective) for need in term_needs(term, reader.outputs)}
     outputs = tuple(name for name in reader.outputs if name in wanted)
+    check_same_length(reader, outputs, network_input)
     views = _views(recipe, reader.views(outputs or None))  # where labels alone teach, those of every output
     if views.count > 1 and reader.stored_views is not None:
         reader.stored_views.check_fits(network_input)
@@ -82,6 +85,8 @@ def open_rows(recipe: TrainRecipe) -> Rows:
         if stored is not None:
             check_stored(reader, outputs, stored)
     joined = join(reader, source, outputs, views=views.count, missing=recipe.missing, max_invalid=recipe.max_invalid)
+    if stored is not None:
+        check_lengths(reader, outputs, stored, joined.rows)
     logits = reader.outputs.get("logits")
     return Rows(
         reader=reader,
@@ -158,23 +163,32 @@ def _student(recipe: TrainRecipe, rows: Rows, seen: np.ndarray) -> tuple[Student
     """`seen` is int64 (joined rows,): the label of each that may be looked at."""
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
     backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
-    widths = {output: rows.reader.outputs[output].shape[0] for output in rows.outputs}
+    widths = {output: rows.reader.outputs[output].shape[-1] for output in rows.outputs}
     available = [*rows.reader.outputs, *(["labels"] if (seen != NO_LABEL).any() else [])]
-    objective = make_objective(rows.objective, _dimensions(rows, backbone.features, widths, seen), available)
-    heads = {head: widths[head] for head in objective.heads if head != "labels"}
+    objective = make_objective(rows.objective, _dimensions(rows, backbone, widths, seen), available, cache=recipe.cache)
+    heads = {head: widths[head] for head in objective.heads if head != "labels" and not is_layer(head)}
     shared: dict[str, str] = {}
     if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
         shared["labels"] = "logits"  # one classifier learns from both, as in Hinton's distillation
     elif "labels" in objective.heads:
         heads["labels"] = len(rows.source.class_names)
-    return Student(backbone, heads, shared=shared), objective
+    layers = [head for head in objective.heads if is_layer(head)]
+    return Student(backbone, heads, shared=shared, layers=layers), objective
 
 
-def _dimensions(rows: Rows, features: int, widths: Mapping[str, int], seen: np.ndarray) -> Dimensions:
+def _dimensions(rows: Rows, backbone: Backbone, widths: Mapping[str, int], seen: np.ndarray) -> Dimensions:
     labels = np.full(len(rows.reader), NO_LABEL)
     labels[rows.joined.rows] = seen
     classifier = rows.reader.classifier("logits") if "logits" in rows.outputs else None
-    return Dimensions(features=features, targets=widths, labels=torch.from_numpy(labels), classifier=classifier)
+    outputs = {name: rows.reader.outputs[name] for name in rows.outputs if is_layer(name)}
+    return Dimensions(
+        features=backbone.features,
+        targets=widths,
+        outputs=outputs,
+        layers=backbone.layers() if outputs and isinstance(backbone, Layered) else {},
+        labels=torch.from_numpy(labels),
+        classifier=classifier,
+    )
 
 
 def _data(
@@ -214,10 +228,3 @@ def _default_objective(reader: CacheReader, source: Source) -> str:
     terms = [objective for output, objective in serves.items() if output in reader.outputs]
     labelled = ["ce"] if (source.labels != NO_LABEL).any() else []
     return ",".join([*terms, *labelled])
-
-
-def _needs(objective: str) -> tuple[str, ...]:
-    from student.objectives import OBJECTIVES
-
-    needs: tuple[str, ...] = OBJECTIVES.get(objective).needs
-    return needs

@@ -258,7 +258,8 @@ class CachedData:
         taken = len(step.positions)
         others = pool[draw.choice(len(pool), min(self.bank_rows + taken, len(pool)), replace=False)]
         others = others[~np.isin(others, self.rows[step.positions])][: self.bank_rows]
-        dense = [name for name, target in batch.targets.items() if not isinstance(target, SparseLogits)]
+        targets = batch.targets.items()
+        dense = [name for name, target in targets if not isinstance(target, SparseLogits) and target.ndim == 2]
         bank = self.reader.read(others, outputs=dense, device=self.device)
         return replace(batch, bank={name: rows for name, rows in bank.items() if not isinstance(rows, SparseLogits)})
 

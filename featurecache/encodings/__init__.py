@@ -32,6 +32,9 @@ def make_encoding(
     """
     name, _, options = spec.partition(":")
     encoding = ENCODINGS.get(name)
+    if output.longest and name not in ("float16", "float32"):
+        hint = f"write --encode {output.name}=float16 or {output.name}=float32"
+        raise UsageError(f"{output.name} is kept for each token of a text, which {name} cannot", hint=hint)
     if name == "int8":
         return encoding(output, options, scale)
     if name != "topk":

@@ -1,5 +1,6 @@
 """`fc info`, `fc status`, `fc list`: what is there."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -66,7 +67,7 @@ def _names(kind: str) -> Json:
         from student.objectives import OBJECTIVES
 
         found = {name: OBJECTIVES.get(name) for name in OBJECTIVES}
-        return {name: f"needs {', '.join(item.needs)}; {item.paper}" for name, item in found.items()}
+        return {name: f"needs {', '.join(map(_readable, item.needs))}; {item.paper}" for name, item in found.items()}
     if kind == "augmentations":
         from featurecache.augment import AUGMENTATIONS, ImageAugmentation
 
@@ -95,3 +96,8 @@ def _names(kind: str) -> Json:
         "int8:column": "a scale for each column, where some columns are much larger than others",
         "topk:K": "the K largest logits, and the logsumexp of all of them; topk:K@1,2,4 names the temperatures",
     }
+
+
+def _readable(need: str) -> str:
+    """ "hidden.{layer}" as "hidden.LAYER", of which the option is the number."""
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), need)

@@ -1,7 +1,7 @@
 """BERT of any depth and width as a text backbone (Devlin et al., arXiv 1810.04805; Turc et al., arXiv 1908.08962)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors import SafetensorError
@@ -10,7 +10,8 @@ from transformers import BertConfig, BertModel, utils
 
 from featurecache.errors import UsageError
 from featurecache.inputs import TextInput
-from featurecache.types import Json
+from featurecache.layers import Tap, Taps, attention_taps
+from featurecache.types import Json, OutputSpec
 
 __all__ = ["BertBackbone"]
 
@@ -53,6 +54,7 @@ class BertBackbone(nn.Module):
         )
         self.network = BertModel(configuration, add_pooling_layer=False)
         self.network.set_attn_implementation("sdpa")
+        self._taps = Taps({})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """{"ids": int64 (batch, tokens), "mask": bool (batch, tokens)} -> (batch, width)."""
@@ -60,6 +62,30 @@ class BertBackbone(nn.Module):
         hidden: Tensor = self.network(input_ids=inputs["ids"], attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(2).to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def layers(self) -> dict[str, OutputSpec]:
+        """ "hidden.0", the embeddings, "hidden.L" (width,) and "qkv.L" (3 * width,) for each token."""
+        width, longest = self.features, self.input.max_length
+        return {
+            name: OutputSpec(name, (3 * width if tap.heads else width,), longest=longest, heads=tap.heads)
+            for name, tap in self._every_tap().items()
+        }
+
+    def keep(self, names: Sequence[str]) -> None:
+        """From now on keep these of every call."""
+        self._taps.close()
+        every = self._every_tap()
+        self._taps = Taps({name: every[name] for name in names})
+
+    def kept(self) -> dict[str, Tensor]:
+        """(batch, tokens, width) of the last call, by name, once."""
+        return self._taps.take()
+
+    def _every_tap(self) -> dict[str, Tap]:
+        network, config = self.network, self.network.config
+        states = [network.embeddings, *network.encoder.layer]
+        projections = attention_taps(network, layers=config.num_hidden_layers, heads=config.num_attention_heads)
+        return {f"hidden.{number}": Tap((module,)) for number, module in enumerate(states)} | projections
 
     def to_json(self) -> Json:
         """Layers, width, positions, and the vocabulary's size to check the tokenizer with."""

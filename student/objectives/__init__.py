@@ -13,4 +13,7 @@ OBJECTIVES = Registry[Objective](
     mse="student.objectives.mse:MeanSquaredError",
     align_uniform="student.objectives.align_uniform:AlignUniform",
     infonce="student.objectives.infonce:InfoNCE",
+    hidden="student.objectives.hidden:HiddenStates",
+    attention="student.objectives.attention:AttentionScores",
+    minilm="student.objectives.minilm:MiniLM",
 )

@@ -9,10 +9,13 @@ except ImportError:  # a development tool: whoever only trains students need not
     from typing import Annotated as Float
     from typing import Annotated as Int
 
-__all__ = ["Labels", "Logits", "Pairs", "Scalar", "Vectors"]
+__all__ = ["Labels", "Logits", "Mask", "Pairs", "Scalar", "Tokens", "Vectors"]
 
 Scalar = Float[Tensor, ""]
 Vectors = Float[Tensor, "batch dim"]
 Logits = Float[Tensor, "batch classes"]
 Labels = Int[Tensor, "batch"]
 Pairs = Bool[Tensor, "batch batch"]
+Tokens = Float[Tensor, "batch tokens _"]
+"""A vector for each token; the widths of student and teacher may differ."""
+Mask = Bool[Tensor, "batch tokens"]

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from featurecache.errors import UsageError
 from student.objectives import OBJECTIVES
 from student.objectives.base import Batch, Dimensions, Objective
+from student.objectives.tokens import filled
 
-__all__ = ["Number", "Term", "WeightedSum", "make_objective", "objective_options", "parse_objective"]
+__all__ = ["Number", "Term", "WeightedSum", "make_objective", "objective_options", "parse_objective", "term_needs"]
 
 _BETWEEN_TERMS = re.compile(r",(?![^(]*\))")
 _TERM = re.compile(r"\s*(?P<name>[^\s():,]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?::(?P<weight>[^():]*))?")
@@ -53,25 +54,37 @@ class WeightedSum(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
 
-def make_objective(text: str, dimensions: Dimensions, available: Collection[str]) -> WeightedSum:
+def make_objective(
+    text: str, dimensions: Dimensions, available: Collection[str], *, cache: str = "CACHE"
+) -> WeightedSum:
     """The objective that the text describes, for data with the `available` teacher outputs, "labels" among them.
 
-    Raises UsageError where one needs more than is there, before anything is trained.
+    `cache` is what the cache is called in what is said about it. Raises UsageError where one needs more than is there,
+    before anything is trained.
     """
     terms = parse_objective(text)
     for term in terms:
-        _check_needs(term.name, available)
-    parts = {term.name: OBJECTIVES.get(term.name)(dimensions, **term.options) for term in terms}
-    return WeightedSum(parts, {term.name: term.weight for term in terms})
+        _check_needs(term, available, cache)
+    names = _part_names(terms)
+    parts = {
+        name: OBJECTIVES.get(term.name)(dimensions, **term.options) for name, term in zip(names, terms, strict=True)
+    }
+    return WeightedSum(parts, {name: term.weight for name, term in zip(names, terms, strict=True)})
+
+
+def term_needs(term: Term, available: Collection[str]) -> tuple[str, ...]:
+    """What a term needs of the `available` teacher outputs: patterns are filled in with its options."""
+    options = {**objective_options(term.name), **term.options}
+    return tuple(filled(need, options, available) for need in OBJECTIVES.get(term.name).needs)
 
 
 def parse_objective(text: str) -> list[Term]:
     """The terms of `NAME(OPTION=NUMBER,...):WEIGHT,...` in order; a weight left out is 1. Raises UsageError."""
     terms = [_parse_term(part) for part in _BETWEEN_TERMS.split(text)]
-    names = [term.name for term in terms]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"the objective {name!r} stands twice in {text!r}", hint="give it once, with one weight")
+    for number, term in enumerate(terms):
+        if any(other.name == term.name and not _on_other_layers(term, other) for other in terms[:number]):
+            message = f"the objective {term.name!r} stands twice in {text!r}"
+            raise UsageError(message, hint="give it once, with one weight")
     if not any(term.weight for term in terms):
         raise UsageError(f"every weight in {text!r} is 0", hint="give at least one objective a weight above 0")
     return terms
@@ -123,14 +136,29 @@ def _number(what: str, text: str, default: Number) -> Number:
     return number
 
 
-def _check_needs(name: str, available: Collection[str]) -> None:
-    missing = [need for need in OBJECTIVES.get(name).needs if need not in available]
+def _check_needs(term: Term, available: Collection[str], cache: str) -> None:
+    missing = [need for need in term_needs(term, available) if need not in available]
     if missing:
         present = ", ".join(sorted(available)) or "nothing"
+        remedies = (_REMEDIES.get(need, f"add it with `fc extend {cache} --outputs {need}`") for need in missing)
         raise UsageError(
-            f"the objective {name!r} needs {' and '.join(missing)}; there is {present}",
-            hint="; ".join(_REMEDIES.get(need, f"extract with `--outputs {need}`") for need in missing),
+            f"the objective {term.name!r} needs {' and '.join(missing)}; there is {present}", hint="; ".join(remedies)
         )
+
+
+def _on_other_layers(term: Term, other: Term) -> bool:
+    """Whether two terms of one objective are on layers of their own."""
+    has_layers = any("{" in need for need in OBJECTIVES.get(term.name).needs)
+    return has_layers and term.options != other.options
+
+
+def _part_names(terms: Sequence[Term]) -> list[str]:
+    """A name for each term: the objective's, with a number behind it where that stands again."""
+    names: list[str] = []
+    for term in terms:
+        count = 1 + sum(other.name == term.name for other in terms[: len(names)])
+        names.append(term.name if count == 1 else f"{term.name}-{count}")
+    return names
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
