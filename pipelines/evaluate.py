@@ -77,8 +77,9 @@ def evaluate_run(
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
     found = run_student(student, held_out, batch_size=batch_size)
-    read = reader.read(held_out.rows, outputs=list(names.values()))
-    targets = {output: read[name] for output, name in names.items()}
+    judged_by = {output: name for output, name in names.items() if not reader.outputs[name].is_per_token}
+    read = reader.read(held_out.rows, outputs=list(judged_by.values()))
+    targets = {output: read[name] for output, name in judged_by.items()}
     classes = None if facts["classes"] is None else np.array(facts["classes"])
     scores: dict[str, Json] = {
         "split": judged,

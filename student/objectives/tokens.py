@@ -17,7 +17,7 @@ __all__ = ["filled", "layer_pair", "query_key_value", "real_tokens"]
 _OPTION = re.compile(r"\{(\w+)\}")
 
 
-def filled(pattern: str, options: Mapping[str, float], available: Collection[str]) -> str:
+def filled(pattern: str, options: Mapping[str, int | float], available: Collection[str]) -> str:
     """The name that a pattern such as "hidden.{layer}" stands for: with the option's number, of which -1 is the deepest
     of the `available` layers; "hidden.last" where there is none. A name without a pattern is itself."""
     match = _OPTION.search(pattern)
