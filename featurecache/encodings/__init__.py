@@ -34,7 +34,7 @@ def make_encoding(
     encoding = ENCODINGS.get(name)
     if output.longest and name not in ("float16", "float32"):
         hint = f"write --encode {output.name}=float16 or {output.name}=float32"
-        raise UsageError(f"{output.name} is kept for each token of a text, which {name} cannot", hint=hint)
+        raise UsageError(f"{output.name} is kept for each token of a text, which {spec} cannot", hint=hint)
     if name == "int8":
         return encoding(output, options, scale)
     if name != "topk":
