@@ -7,13 +7,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from featurecache.store.layout import Shard
+from featurecache.store.layout import OFFSETS, PartSpec, Shard
 from featurecache.store.writer import CacheWriter, ShardWriter
 
-__all__ = ["BackgroundWriter", "Rows"]
+__all__ = ["BackgroundWriter", "Rows", "first_rows"]
 
 Rows: TypeAlias = Mapping[str, np.ndarray]
-"""The next rows of a shard: (rows, *shape) for each array of the part."""
+"""The next rows of a shard: (rows, *shape) for each array of the part; (tokens, *shape) for each ragged one, the rows
+end to end, and "offsets" that count from the first of these tokens."""
 
 _MOST_UNWRITTEN = 4
 """Batches that may wait for the disk: more would only use memory."""
@@ -28,6 +29,7 @@ class BackgroundWriter:
         self._waiting: deque[Future[np.ndarray]] = deque()
         self._open: list[ShardWriter] = []
         self._rows = 0
+        self._tokens: list[int] = []
         self._failed = False
         self._reasons = np.zeros(256, np.int64)
 
@@ -71,10 +73,11 @@ class BackgroundWriter:
         batches = rows()
         if not self._open:
             self._rows = 0
+            self._tokens = [shard.start * _longest(self._writer.part) for shard in shards]
             for shard in shards:
                 self._open.append(self._writer.open(shard))
-        for writer, batch in zip(self._open, batches, strict=True):
-            writer.append(batch)
+        for place, (writer, batch) in enumerate(zip(self._open, batches, strict=True)):
+            writer.append(self._placed(place, batch))
         self._rows += len(batches[0]["valid"])
         if self._rows == shards[0].rows:
             for writer in self._open:
@@ -83,6 +86,25 @@ class BackgroundWriter:
         self._failed = False
         return np.concatenate([batch["reason"] for batch in batches])
 
+    def _placed(self, place: int, batch: Rows) -> Rows:
+        """A batch of the open shard at a place, with offsets from the beginning of its view."""
+        if OFFSETS.name not in batch:
+            return batch
+        offsets = batch[OFFSETS.name] + self._tokens[place]
+        self._tokens[place] = int(offsets[-1, 1])
+        return {**batch, OFFSETS.name: offsets}
+
     def _discard(self) -> None:
         for writer in self._open:
             writer.discard()
+
+
+def first_rows(part: PartSpec, batch: Rows, count: int) -> Rows:
+    """The first rows of a batch, as many as there are up to a count."""
+    tokens = int(batch[OFFSETS.name][:count][-1, 1]) if OFFSETS.name in batch else 0
+    return {array.name: batch[array.name][: tokens if array.longest else count] for array in part.arrays}
+
+
+def _longest(part: PartSpec) -> int:
+    """How many tokens each row of the ragged arrays has room for."""
+    return max(array.longest for array in part.arrays)

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from featurecache.background import BackgroundWriter, Rows
 from featurecache.draw import stored_views
 from featurecache.encodings import holds_values, make_encoding
 from featurecache.errors import IdentityError
-from featurecache.forward import Forward, rows_at_once
+from featurecache.forward import Forward, forward_of, lengths_of, rows_at_once
 from featurecache.frames import Frames
 from featurecache.inputs import Input, TextInput
 from featurecache.loader import Loaded, load
@@ -23,7 +23,7 @@ from featurecache.plan import SHARED_ARRAYS
 from featurecache.rows import ListedContents
 from featurecache.sources.base import Source
 from featurecache.store.claims import Claims
-from featurecache.store.layout import PartSpec, Shard
+from featurecache.store.layout import OFFSETS, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.views import StoredViews
 from featurecache.store.writer import CacheWriter, find_part
@@ -79,7 +79,7 @@ def extract(
     if views is not None and (part.views or (0, 1))[1] > 1:
         views.check_fits(teacher.input)
     writer = CacheWriter(objects, part, assets=assets_of(teacher.input))
-    forward = Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"])
+    forward = forward_of(teacher, part, batch_size=batch_size, device=device)
     run = Encoded(forward, writer, views)
     loading: dict[str, Any] = {"workers": workers, "hash_inputs": True, "pin_memory": run.on_gpu}
     total = sum(shard.rows for shard in writer.part.shards())
@@ -162,7 +162,9 @@ class Encoded:
         self._encodings = {
             out.output.name: make_encoding(out.encoding, out.output, scale=out.scale) for out in writer.part.outputs
         }
-        self._arrays = [array for array in writer.part.arrays if array not in SHARED_ARRAYS]
+        own = [array for array in writer.part.arrays if array not in (*SHARED_ARRAYS, OFFSETS)]
+        self._arrays = [array for array in own if not array.longest]
+        self._ragged = [array for array in own if array.longest]
         self.on_gpu = forward.device.type == "cuda"
 
     def __call__(self, batch: Loaded, *, views: int = 1) -> Callable[[], list[Rows]]:
@@ -173,7 +175,7 @@ class Encoded:
         """
         finished = self._forward.augmented(batch, self._augmentation)
         passes = [
-            (finished.asked[chosen], self._encode(outputs))
+            (finished.asked[chosen], lengths_of(finished.inputs, chosen), self._encode(outputs))
             for chosen, outputs in self._forward.outputs(finished.inputs)
         ]
         computed = torch.cuda.Event() if self.on_gpu else None
@@ -194,24 +196,54 @@ class Encoded:
         # with CUDA into pinned memory, and the event above is waited for; other devices have nothing to wait with
         return {name: tensor.to("cpu", non_blocking=self.on_gpu) for name, tensor in encoded.items()}
 
-    def _rows(self, batch: Loaded, passes: list[tuple[np.ndarray, dict[str, Tensor]]], views: int) -> list[Rows]:
+    def _rows(self, batch: Loaded, passes: "list[_Pass]", views: int) -> list[Rows]:
         """For each view one row of each array for every row of the batch; fill values in those that are invalid."""
         asked = len(batch.frames)
         shows = batch.frames.shows[:asked]
         rows = {array.name: np.full((asked, *array.shape), array.fill, array.dtype) for array in self._arrays}
+        tokens = {array.name: [np.empty((0, *array.shape), array.dtype)] * asked for array in self._ragged}
         reasons = batch.reasons[shows]
-        for at, encoded in passes:
+        for at, lengths, encoded in passes:
             arrays = {name: tensor.numpy() for name, tensor in encoded.items()}
-            finite = holds_values(arrays)
+            finite = self._finite(arrays, lengths)
             reasons[at[~finite]] = Reason.NOT_FINITE
-            for name, values in arrays.items():
-                rows[name][at[finite]] = values[finite]
+            for name, found in rows.items():
+                found[at[finite]] = arrays[name][finite]
+            for name, each in tokens.items():
+                for place in np.flatnonzero(finite):
+                    each[at[place]] = arrays[name][place, : lengths[place]]
         valid = (reasons == Reason.VALID).astype(np.uint8)
         rows |= {"valid": valid, "reason": reasons, "input_hash": batch.input_hashes[shows]}
         # a batch in one view is not copied by this
         return [
-            {name: np.ascontiguousarray(values[view::views]) for name, values in rows.items()} for view in range(views)
+            {name: np.ascontiguousarray(values[view::views]) for name, values in rows.items()}
+            | _end_to_end({name: each[view::views] for name, each in tokens.items()})
+            for view in range(views)
         ]
+
+    def _finite(self, arrays: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
+        """bool (rows,): which can be kept; what stands at the padding does not count."""
+        finite = np.ones(len(lengths), bool)
+        if plain := {array.name: arrays[array.name] for array in self._arrays}:
+            finite &= holds_values(plain)
+        for array in self._ragged:
+            is_real = np.arange(arrays[array.name].shape[1]) < lengths[:, None]
+            finite &= (np.isfinite(arrays[array.name]).all(axis=2) | ~is_real).all(axis=1)
+        return finite
+
+
+_Pass: TypeAlias = tuple[np.ndarray, np.ndarray, dict[str, Tensor]]
+"""Of one forward pass: which frames, int64 (rows,); how many tokens each has, int64 (rows,); the encoded outputs."""
+
+
+def _end_to_end(tokens: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows of ragged arrays, and where each of them is; nothing where there is no such array."""
+    lengths = next((np.array(list(map(len, rows)), np.int64) for rows in tokens.values()), None)
+    if lengths is None:
+        return {}
+    stops = lengths.cumsum()
+    found = {name: np.concatenate(rows) for name, rows in tokens.items()}
+    return {**found, OFFSETS.name: np.stack([stops - lengths, stops], axis=1)}
 
 
 def _rows_left(writer: CacheWriter) -> int:

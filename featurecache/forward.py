@@ -1,7 +1,7 @@
 """The forward pass of a teacher over a loaded batch: on its device, texts of like length together, under autocast."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,29 @@ from featurecache.augment import Augmentation, ImageAugmentation
 from featurecache.errors import UnknownNameError
 from featurecache.inputs import Inputs
 from featurecache.loader import Finished, Loaded, finish
-from featurecache.teachers.base import Teacher
+from featurecache.store.layout import PartSpec
+from featurecache.teachers.base import Layered, Teacher
 from featurecache.types import Modality
 
-__all__ = ["PRECISIONS", "Forward", "rows_at_once"]
+__all__ = ["PRECISIONS", "Forward", "forward_of", "lengths_of", "rows_at_once"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the teacher computes in; other than float32 means autocast."""
+
+
+def forward_of(
+    teacher: Teacher, part: PartSpec, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> "Forward":
+    """What gives the outputs of a part that this teacher gave, or is to give."""
+    always = {spec.name for spec in teacher.outputs}
+    further = [item.output.name for item in part.outputs if item.output.name not in always]
+    precision = part.identity["precision"]
+    return Forward(teacher, batch_size=batch_size, device=device, precision=precision, further=further)
+
+
+def lengths_of(inputs: Inputs, chosen: np.ndarray) -> np.ndarray:
+    """int64 (chosen,): how many tokens these of a batch's texts have; 1 for images."""
+    return inputs["mask"].sum(1).numpy()[chosen] if "mask" in inputs else np.ones(len(chosen), np.int64)
 
 
 def rows_at_once(modality: Modality, batch_size: int) -> int:
@@ -36,14 +52,20 @@ class Forward:
         batch_size: int = 64,
         device: torch.device | str = "cpu",
         precision: str = "float32",
+        further: Sequence[str] = (),
     ) -> None:
-        """Moves the teacher to the device. Raises UnknownNameError for a precision that is none of PRECISIONS."""
+        """Moves the teacher to the device; `further` are outputs that it gives when asked only.
+
+        Raises UnknownNameError for a precision that is none of PRECISIONS.
+        """
         if precision not in PRECISIONS:
             raise UnknownNameError("precision", precision, PRECISIONS)
         self.device = torch.device(device)
         self._teacher = teacher.to(self.device)
+        self._layered = self._teacher if further and isinstance(self._teacher, Layered) else None
         self._batch_size = batch_size
         self._autocast = PRECISIONS[precision]
+        self._further = tuple(further)
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def outputs(self, inputs: Inputs) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
@@ -55,8 +77,8 @@ class Forward:
             for chosen, batch in _by_length(inputs, self._batch_size):
                 moved = self._moved(batch)
                 with self._precision():
-                    outputs = dict(self._teacher(moved))
-                yield chosen, outputs
+                    outputs = self._layered(moved, self._further) if self._layered else self._teacher(moved)
+                yield chosen, dict(outputs)
 
     def augmented(self, batch: Loaded, augmentation: Augmentation | None) -> Finished:
         """The frames that a loaded batch asks for, as the teacher takes them in; images on the device, in one go."""

@@ -9,18 +9,20 @@ from torch import Tensor
 from featurecache.encodings import Encoding, holds_values, make_encoding
 from featurecache.encodings.int8 import column_scales
 from featurecache.errors import UsageError
-from featurecache.forward import Forward, rows_at_once
+from featurecache.forward import Forward, forward_of, lengths_of, rows_at_once
 from featurecache.loader import load
 from featurecache.sources.base import Source
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.views import StoredViews
 from featurecache.teachers.base import Teacher
-from featurecache.types import Json, SampledLogits, SparseLogits, TopLogits
+from featurecache.types import Json, OutputSpec, SampledLogits, SparseLogits, TopLogits
 
 __all__ = ["encoding_cost", "loss", "measured_part", "sample_rows"]
 
 _FEWEST, _MOST = 256, 1024
 _LEAST_PROBABILITY = 1e-38
+_MOST_NUMBERS = 2**24
+"""Of an output that are compared: hidden states of a thousand samples would not fit in memory."""
 
 
 def sample_rows(rows: int) -> np.ndarray:
@@ -45,7 +47,7 @@ def measured_part(
     `provenance["encoding_cost"]` says by output what each encoding costs. Where no row of the sample has outputs,
     "int8" is by row and nothing is known of the costs. Raises UsageError where int8:column was asked for then.
     """
-    forward = Forward(teacher, batch_size=batch_size, device=device, precision=part.identity["precision"])
+    forward = forward_of(teacher, part, batch_size=batch_size, device=device)
     values = _outputs(forward, source, teacher, part, batch_size, workers, views)
     outputs, costs = [], {}
     for item in part.outputs:
@@ -100,7 +102,8 @@ def _outputs(
     workers: int,
     views: StoredViews | None,
 ) -> dict[str, Tensor]:
-    """float32 (rows, *shape) of each output of the part, on the CPU: the rows of the sample that have outputs.
+    """float32 (rows, *shape) of each output of the part, on the CPU: the rows of the sample that have outputs, or as
+    many as are enough. Of outputs for each token of texts every token is a row.
 
     The rows take turns in the part's views.
     """
@@ -112,10 +115,21 @@ def _outputs(
     batches = [views.frames(rows[at], shown[at, None]) if views else rows[at] for at in each]
     found: dict[str, list[Tensor]] = {item.output.name: [torch.empty(0, *item.output.shape)] for item in part.outputs}
     for batch in load(source, teacher.input, batches, workers=workers):
-        for _, outputs in forward.outputs(forward.augmented(batch, views.augmentation if views else None).inputs):
-            for name, values in found.items():
-                values.append(outputs[name].float().cpu())
+        inputs = forward.augmented(batch, views.augmentation if views else None).inputs
+        for chosen, outputs in forward.outputs(inputs):
+            for item in part.outputs:
+                values = found[item.output.name]
+                if sum(piece.numel() for piece in values) < _MOST_NUMBERS:
+                    values.append(_compared(item.output, outputs[item.output.name], lengths_of(inputs, chosen)))
     return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _compared(output: OutputSpec, values: Tensor, lengths: np.ndarray) -> Tensor:
+    """float32 (rows, *shape) on the CPU: a batch of an output, or the real tokens in it."""
+    exact = values.float().cpu()
+    if not output.longest:
+        return exact
+    return torch.cat([row[:length] for row, length in zip(exact, lengths.tolist(), strict=True)])
 
 
 def _chosen(item: EncodedOutput, exact: Tensor) -> EncodedOutput:

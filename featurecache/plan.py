@@ -12,13 +12,14 @@ from featurecache.encodings import Encoding, is_sparse, make_encoding
 from featurecache.errors import UnknownNameError, UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.forward import PRECISIONS
+from featurecache.layers import deepest_layer
 from featurecache.rows import rows_identity
 from featurecache.sources.base import Source
-from featurecache.store.layout import FORMAT, REASON, RESERVED_NAMES, VALID, EncodedOutput, PartSpec
-from featurecache.teachers.base import Teacher
-from featurecache.types import ArraySpec, Json
+from featurecache.store.layout import FORMAT, OFFSETS, REASON, RESERVED_NAMES, VALID, EncodedOutput, PartSpec
+from featurecache.teachers.base import Teacher, further_outputs
+from featurecache.types import ArraySpec, Json, OutputSpec
 
-__all__ = ["SHARED_ARRAYS", "more_views", "plan_part"]
+__all__ = ["SHARED_ARRAYS", "more_views", "output_names", "plan_part"]
 
 SHARED_ARRAYS = (VALID, REASON, ArraySpec("input_hash", "uint64"))
 """What every teacher's part has besides its outputs."""
@@ -46,8 +47,10 @@ def plan_part(
         raise UsageError(f"{teacher.name} takes {teacher.input.modality}s, and the data are {source.modality}s")
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
-    encodings = _encodings(teacher, outputs, encode or {}, temperatures)
-    chosen = {output.name: output for output in teacher.outputs if output.name in encodings}
+    known = _known(teacher, [*(outputs or ()), *(encode or {})])
+    chosen = _chosen(teacher, known, outputs, encode or {}, temperatures)
+    encodings = {output.name: encoding for output, encoding in chosen}
+    offsets = [OFFSETS] if any(output.longest for output, _ in chosen) else []
     what = {"teacher": teacher.identity(), "input": teacher.input.to_json(), "precision": precision}
     return PartSpec(
         name=_part_name(teacher.name),
@@ -63,8 +66,8 @@ def plan_part(
             "encodings": {name: encoding.spec for name, encoding in encodings.items()},
             "views": views_identity(augmentation if views[1] > 1 else None, seed=seed, views=views),
         },
-        arrays=(*(array for encoding in encodings.values() for array in encoding.arrays), *SHARED_ARRAYS),
-        outputs=tuple(EncodedOutput(chosen[name], encoding.spec) for name, encoding in encodings.items()),
+        arrays=(*(array for _, encoding in chosen for array in encoding.arrays), *offsets, *SHARED_ARRAYS),
+        outputs=tuple(EncodedOutput(output, encoding.spec) for output, encoding in chosen),
         facts={
             "teacher": teacher.name,
             "teacher_id": hash_json(what),
@@ -88,23 +91,56 @@ def more_views(part: PartSpec, augmentation: Augmentation, *, seed: int, views: 
     )
 
 
-def _encodings(
-    teacher: Teacher, outputs: Sequence[str] | None, encode: Mapping[str, str], temperatures: Sequence[float]
-) -> dict[str, Encoding]:
-    known = {output.name: output for output in teacher.outputs}
-    for name in [*(outputs or ()), *encode]:
+def output_names(teacher: Teacher, names: Sequence[str]) -> list[str]:
+    """The names of outputs, each once; "hidden.last" and "qkv.last" are those of the teacher's last layer.
+
+    Raises UnknownNameError for what it does not give.
+    """
+    known = _known(teacher, names)
+    found = []
+    for name in names:
+        kind, dot, layer = name.rpartition(".")
+        if dot and layer == "last" and (deepest := deepest_layer(kind, known)):
+            name = deepest
         if name not in known:
             raise UnknownNameError(f"output of {teacher.name}", name, known)
-    chosen = list(dict.fromkeys(outputs or known))
-    if unused := set(encode) - set(chosen):
+        found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _known(teacher: Teacher, names: Sequence[str]) -> dict[str, OutputSpec]:
+    """What a teacher can give; further outputs only if the names have others than it always gives, for it may have to
+    be run to know them."""
+    always = {output.name: output for output in teacher.outputs}
+    return (
+        always
+        if all(name in always for name in names)
+        else {**always, **{out.name: out for out in further_outputs(teacher)}}
+    )
+
+
+def _chosen(
+    teacher: Teacher,
+    known: Mapping[str, OutputSpec],
+    outputs: Sequence[str] | None,
+    encode: Mapping[str, str],
+    temperatures: Sequence[float],
+) -> list[tuple[OutputSpec, Encoding]]:
+    """Each output that is asked for, or that the teacher always gives, and how it is kept."""
+    asked = {name: spec for given, spec in encode.items() for name in output_names(teacher, [given])}
+    chosen = output_names(teacher, outputs or [output.name for output in teacher.outputs])
+    if unused := set(asked) - set(chosen):
         raise UsageError(f"--encode names {', '.join(sorted(unused))}, which --outputs leaves out")
-    for name, spec in encode.items():
+    for name, spec in asked.items():
         if is_sparse(spec) and name != "logits":
             hint = f"write --encode {name}=float16 or {name}=float32"
             raise UsageError(f"{spec} keeps some classes of logits; every number of {name} counts", hint=hint)
     if not all(0 < temperature < math.inf for temperature in temperatures):
         raise UsageError("temperatures must be positive numbers", hint="for example --temperatures 1,2,4")
-    return {name: make_encoding(encode.get(name, "float16"), known[name], temperatures=temperatures) for name in chosen}
+    return [
+        (known[name], make_encoding(asked.get(name, "float16"), known[name], temperatures=temperatures))
+        for name in chosen
+    ]
 
 
 def _part_name(teacher: str) -> str:

@@ -78,11 +78,26 @@ class OutputSpec:
     """One thing a teacher gives for each sample."""
 
     name: str
-    """"embedding" or "logits"."""
+    """"embedding", "logits", or of a layer and for each token "hidden.6" or "qkv.6"."""
     shape: tuple[int, ...]
-    """Without view and sample axes: (768,) for an embedding, (classes,) for logits."""
+    """Without view and sample axes: (768,) for an embedding, (classes,) for logits, (tokens, 768) for hidden states of
+    images; (768,), which is that of one token, where `longest` is above 0."""
     classes: tuple[str, ...] = ()
     """Class names of logits in order, where they are known."""
+    longest: int = 0
+    """Above 0 each sample has as many rows of this shape as it has tokens, so many at most: hidden states of texts."""
+    heads: int = 0
+    """Attention heads that the queries, keys and values of "qkv.6" are cut into; 0 for other outputs."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens every sample has; 0 where that differs, or there is one vector for a sample."""
+        return self.shape[0] if len(self.shape) == 2 and not self.longest else 0
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether it has a vector for each token rather than one for the sample."""
+        return bool(self.longest or self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ class ArraySpec:
     dimensions: tuple[str, ...] = ()
     """Names of the trailing axes, for Zarr's dimension_names."""
     longest: int = 0
-    """Above 0 the array is ragged: rows of at most this many elements, packed end to end within each shard."""
+    """Above 0 the array is ragged: rows of at most this many elements of `shape`, end to end within each shard."""
 
     @property
     def row_bytes(self) -> int:

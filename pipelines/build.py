@@ -9,6 +9,7 @@ import torch
 
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
+from featurecache.layers import is_layer
 from featurecache.sources import Source
 from featurecache.store.reader import CacheReader
 from featurecache.store.stored_inputs import StoredInputs
@@ -17,11 +18,12 @@ from pipelines.events import default_device, default_workers
 from pipelines.load import open_inputs, teacher_input
 from pipelines.recipe import TrainRecipe
 from pipelines.taught import Taught, open_teachers
-from student.alignment import check_augmentation, check_stored
+from student.alignment import check_augmentation, check_lengths, check_same_length, check_stored
 from student.balance import Balance
 from student.data import CachedData
 from student.given import Given, elsewhere
 from student.join import Joined, join
+from student.models.base import Backbone, Layered
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
 from student.objectives import OBJECTIVES
@@ -82,10 +84,11 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     source, stored = open_inputs(reader, recipe.data, network_input)
     objective = recipe.objective or _default_objective(taught, source)
     outputs = taught.needed(objective)
+    own = _of_first(taught, outputs)
+    check_same_length(reader, own, network_input)
     views = _views(recipe, taught.views(outputs))  # where labels alone teach, those of every output
     if views.count > 1 and reader.stored_views is not None:
         reader.stored_views.check_fits(network_input)
-    own = _of_first(taught, outputs)
     taught.check(outputs, views=views.count)
     if recipe.check_inputs != "off":
         for one in taught.given:
@@ -104,6 +107,8 @@ def open_rows(recipe: TrainRecipe) -> Rows:
         max_invalid=recipe.max_invalid,
         others=others,
     )
+    if stored is not None:
+        check_lengths(reader, own, stored, joined.rows)
     logits = next((spec for name, spec in {**taught.plain, **taught.specs}.items() if _is_logits(name)), None)
     return Rows(
         reader=reader,
@@ -206,27 +211,27 @@ def _student(
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
     backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
     taught = rows.taught
-    widths = {output: spec.shape[0] for output, spec in {**taught.plain, **taught.specs}.items()}
+    widths = {output: spec.shape[-1] for output, spec in {**taught.plain, **taught.specs}.items()}
     available = [*taught.plain, *(["labels"] if (labels != NO_LABEL).any() else [])]
     whole = {output: widths[output] for output in rows.outputs if output in taught.plain}
     only = None if taught.is_several else taught.given[0]
-    dimensions = _dimensions(rows, backbone.features, whole, labels, only, balances)
-    each = {
-        one.teacher: _dimensions(rows, backbone.features, _widths(one), labels, one, balances) for one in taught.given
-    }
-    objective = make_objective(rows.objective, dimensions, available, each if taught.is_several else None)
-    heads = {head: widths[head] for head in objective.heads if head != "labels"}
+    dimensions = _dimensions(rows, backbone, whole, labels, only, balances)
+    each = {one.teacher: _dimensions(rows, backbone, _widths(one), labels, one, balances) for one in taught.given}
+    several = each if taught.is_several else None
+    objective = make_objective(rows.objective, dimensions, available, several, cache=recipe.caches[0])
+    heads = {head: widths[head] for head in objective.heads if head != "labels" and not is_layer(head)}
     shared: dict[str, str] = {}
     if "labels" in objective.heads and "logits" in heads and rows.classes is not None:
         shared["labels"] = "logits"  # one classifier learns from both, as in Hinton's distillation
     elif "labels" in objective.heads:
         heads["labels"] = len(rows.source.class_names)
-    return Student(backbone, heads, shared=shared), objective
+    layers = [head for head in objective.heads if is_layer(head)]
+    return Student(backbone, heads, shared=shared, layers=layers), objective
 
 
 def _dimensions(
     rows: Rows,
-    features: int,
+    backbone: Backbone,
     widths: Mapping[str, int],
     labels: np.ndarray,
     given: Given | None,
@@ -241,9 +246,17 @@ def _dimensions(
         balance = balances.get(given.known_as("embedding"))
         if classifier is not None and balance is not None:
             classifier = balance.classifier(*classifier)
+    layers = {} if given is None else {name: stored for name, stored in given.outputs.items() if is_layer(name)}
+    outputs = {
+        name: given.reader.outputs[stored]
+        for name, stored in layers.items()
+        if given is not None and given.known_as(name) in rows.outputs
+    }
     return Dimensions(
-        features=features,
+        features=backbone.features,
         targets=widths,
+        outputs=outputs,
+        layers=backbone.layers() if outputs and isinstance(backbone, Layered) else {},
         labels=torch.from_numpy(every),
         classifier=classifier,
         labels_are_logits=_labels_are_logits(rows, given),
@@ -260,7 +273,7 @@ def _labels_are_logits(rows: Rows, given: Given | None) -> bool:
 
 
 def _widths(given: Given) -> dict[str, int]:
-    return {output: given.reader.outputs[stored].shape[0] for output, stored in given.outputs.items()}
+    return {output: given.reader.outputs[stored].shape[-1] for output, stored in given.outputs.items()}
 
 
 def _of_first(taught: Taught, outputs: Sequence[str]) -> tuple[str, ...]:

@@ -128,7 +128,8 @@ def output_text(part: "PartSpec", output: "EncodedOutput") -> str:
     costs = part.provenance.get("encoding_cost")
     cost = costs.get(output.output.name) if isinstance(costs, dict) else None
     measured = _cost_text(cost) if isinstance(cost, dict) else ""
-    return f"{list(output.output.shape)} {output.encoding}" + (f": {measured}" if measured else "")
+    each = " for each token" if output.output.longest else ""
+    return f"{list(output.output.shape)}{each} {output.encoding}" + (f": {measured}" if measured else "")
 
 
 def _cost_text(cost: Json) -> str:

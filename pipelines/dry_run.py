@@ -105,7 +105,7 @@ def _split_facts(need: Need, plan: SplitPlan) -> Json:
 def _rates(source: Source, lesson: Lesson, objects: "LocalObjects", options: dict[str, Any]) -> Run[dict[str, float]]:
     """Rows per second of decoding, the teacher and writing, each alone; a row in several views is several."""
     from featurecache.extract import Encoded, assets_of
-    from featurecache.forward import Forward, rows_at_once
+    from featurecache.forward import forward_of, rows_at_once
     from featurecache.store.objects import LocalObjects
     from featurecache.store.writer import CacheWriter
 
@@ -114,12 +114,7 @@ def _rates(source: Source, lesson: Lesson, objects: "LocalObjects", options: dic
     loaded: list[Loaded] = []
     yield Message(f"timing {len(batches)} batches of {len(batches[0])} rows")
     decoding = _rate(_decode(network, source, batches, options["workers"], loaded))
-    forward = Forward(
-        network,
-        batch_size=options["batch_size"],
-        device=options["device"],
-        precision=part.identity["precision"],
-    )
+    forward = forward_of(network, part, batch_size=options["batch_size"], device=options["device"])
     with _scratch_folder(objects.root) as folder:
         writer = CacheWriter(LocalObjects(folder), part, assets=assets_of(network.input))
         encoded: list[Rows] = []
@@ -186,12 +181,14 @@ def _rate(steps: Iterable[int]) -> float:
 
 def _writing_rate(writer: "CacheWriter", encoded: "list[Rows]") -> float:
     """Rows per second of whole shards, since much of the time goes to making them durable."""
+    from featurecache.background import first_rows
+
     rows = itertools.cycle(encoded)
     began, done = time.monotonic(), 0
     for shard in writer.part.shards():
         open_shard, lacking = writer.open(shard), shard.rows
         while lacking:
-            batch = {name: values[:lacking] for name, values in next(rows).items()}
+            batch = first_rows(writer.part, next(rows), lacking)
             open_shard.append(batch)
             lacking -= len(batch["valid"])
         open_shard.commit()

@@ -84,8 +84,9 @@ def evaluate_run(
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
     found = several.plain(run_student(student, held_out, batch_size=batch_size))
-    read = reader.read(held_out.rows, outputs=list(names.values()))
-    targets = several.targets({output: read[name] for output, name in names.items()}, held_out.rows)
+    judged_by = {output: name for output, name in names.items() if not reader.outputs[name].is_per_token}
+    read = reader.read(held_out.rows, outputs=list(judged_by.values()))
+    targets = several.targets({output: read[name] for output, name in judged_by.items()}, held_out.rows)
     classes = None if facts["classes"] is None else np.array(facts["classes"])
     scores: dict[str, Json] = {
         "split": judged,

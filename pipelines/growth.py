@@ -103,11 +103,12 @@ def _further_outputs(
     stop: int,
 ) -> list[Lesson]:
     """The outputs asked for that this teacher has not given yet, in all views."""
-    from featurecache.plan import plan_part
+    from featurecache.plan import output_names, plan_part
 
     given = [base for base in standing.bases if gave(network, base)]
     known = {item.output.name for base in given for item in base.outputs}
-    wanted = wish.outputs or ([] if given else [output.name for output in network.outputs])
+    named = output_names(network, wish.outputs or ())
+    wanted = named or ([] if given else [output.name for output in network.outputs])
     missing = [name for name in wanted if name not in known]
     if not missing:
         return []
@@ -116,7 +117,7 @@ def _further_outputs(
         source,
         split,
         outputs=missing,
-        encode={name: spec for name, spec in wish.encode.items() if name in missing},
+        encode={name: spec for name, spec in wish.encode.items() if output_names(network, [name])[0] in missing},
         temperatures=wish.temperatures,
         precision=wish.precision or (given[0].identity["precision"] if given else "float32"),
         augmentation=augmentation,

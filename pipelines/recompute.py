@@ -10,7 +10,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, TeacherError, differences
 from featurecache.store.validate import check_count, check_text
-from featurecache.types import Json, Modality, SparseLogits, TopLogits
+from featurecache.types import Json, Modality, OutputSpec, SparseLogits, TopLogits
 from pipelines.events import Advance, Run, default_device
 from pipelines.load import has_outputs, open_samples, open_split
 
@@ -119,6 +119,7 @@ def load_again(
 ) -> "Teacher":
     """The teacher behind a part. Raises IdentityError if it is another one, TeacherError."""
     from featurecache.teachers import load_teacher
+    from featurecache.teachers.base import further_outputs
 
     try:
         spec, described = _described(part)
@@ -146,11 +147,17 @@ def load_again(
     if fields := differences(there, here):
         hint = "name the teacher it was made with by --teacher (its folder, if it is one), --weights and --model-kwargs"
         raise IdentityError(f"{part.prefix} was made by another teacher:", fields=fields, hint=hint)
-    shapes = {output.name: output.shape for output in network.outputs}
+    always = {output.name for output in network.outputs}
+    is_asked = any(item.output.name not in always for item in part.outputs)
+    gives = {_form(output) for output in (*network.outputs, *(further_outputs(network) if is_asked else ()))}
     for item in part.outputs:
-        if shapes.get(item.output.name) != item.output.shape:
+        if _form(item.output) not in gives:
             raise CorruptCacheError(f"{part.prefix} has an output {item.output.name} that its teacher does not give")
     return network
+
+
+def _form(output: OutputSpec) -> tuple[str, tuple[int, ...], int, int]:
+    return output.name, output.shape, output.longest, output.heads
 
 
 def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
@@ -164,7 +171,8 @@ def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
     geometry = _geometry(seen) if seen["kind"] == "image" else {}
     if library == "random":
         shapes = {item.output.name: item.output.shape for item in part.outputs}
-        sizes = {"dim": shapes.get("embedding", (64,))[0], "classes": shapes.get("logits", (0,))[0]}
+        dim = shapes.get("embedding", shapes.get("hidden.0", (64,)))[-1]
+        sizes = {"dim": dim, "classes": shapes.get("logits", (0,))[0]}
         sizes = {name: check_count(size, below=_MOST_NUMBERS + 1) for name, size in sizes.items()}
         return "random", {"model_kwargs": sizes}
     if library == "timm":
@@ -193,7 +201,7 @@ def _geometry(seen: Mapping[str, Json]) -> dict[str, Any]:
 def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     import torch
 
-    from featurecache.forward import Forward
+    from featurecache.forward import forward_of, lengths_of
     from featurecache.frames import Frames
     from featurecache.loader import load
 
@@ -210,20 +218,25 @@ def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     stored = reader.stored_views if stop > 1 else None
     if stored is not None:
         stored.check_fits(network.input)
-    exact = {name: torch.empty(count, *reader.outputs[name].shape) for name in names}
+    # a row has as many vectors as tokens, or one
+    exact: dict[str, list[torch.Tensor]] = {name: [torch.empty(0)] * count for name in names}
     starts = range(0, count, _BATCH)
-    forward = Forward(network, batch_size=_BATCH, device=device, precision=part.identity["precision"])
+    forward = forward_of(network, part, batch_size=_BATCH, device=device)
     each = [slice(start, start + _BATCH) for start in starts]
     batches = [stored.frames(rows[at], views[at, None]) if stored else Frames.plain(rows[at]) for at in each]
     for start, batch in zip(starts, load(source, network.input, batches), strict=True):
         _check_unchanged(batch, reader, source)
         finished = forward.augmented(batch, stored.augmentation if stored else None)
         for chosen, outputs in forward.outputs(finished.inputs):
+            lengths = lengths_of(finished.inputs, chosen)
             for name in names:
-                exact[name][start + finished.asked[chosen]] = outputs[name.rpartition("/")[2]].float().cpu()
+                values = outputs[name.rpartition("/")[2]].float().cpu()
+                for at, value, length in zip(finished.asked[chosen], values, lengths, strict=True):
+                    exact[name][start + at] = value[:length] if reader.outputs[name].longest else value[None]
         yield Advance(f"recompute {reader.split}", start + len(batch.frames), count)
     found = reader.read(rows, view=views, outputs=names)
-    return {name: _judged(name, exact[name], found[name]) for name in names if count}
+    told = {name: reader.lengths(name, rows, view=views) for name in names if reader.outputs[name].longest}
+    return {name: _judged(name, exact[name], found[name], told.get(name)) for name in names if count}
 
 
 def _check_unchanged(batch: "Loaded", reader: "CacheReader", source: "Source") -> None:
@@ -236,10 +249,23 @@ def _check_unchanged(batch: "Loaded", reader: "CacheReader", source: "Source") -
         raise IdentityError(f"sample {key!r} is not what it was when the cache was made", hint="check --data")
 
 
-def _judged(name: str, exact: "torch.Tensor", stored: "torch.Tensor | SparseLogits") -> Json:
+def _judged(
+    name: str,
+    rows: "Sequence[torch.Tensor]",
+    stored: "torch.Tensor | SparseLogits",
+    lengths: np.ndarray | None,
+) -> Json:
+    """`rows` has (vectors, *shape) for each row; `lengths` is int64 (rows,), how many are stored where that differs."""
+    import torch
+
     from featurecache.measure import loss
 
     are_logits = name.rpartition("/")[2] == "logits"
+    exact = torch.cat(list(rows))
+    if lengths is not None and not isinstance(stored, SparseLogits):
+        if lengths.tolist() != list(map(len, rows)):
+            return {"rows": len(rows), "ok": False}
+        stored = torch.cat([row[:length] for row, length in zip(stored, lengths.tolist(), strict=True)])
     facts = loss(exact, stored, are_logits=are_logits)
     if isinstance(stored, TopLogits):
         facts["agreement"] = float((exact.argmax(-1) == stored.indices[:, 0]).double().mean())

@@ -96,7 +96,8 @@ def _add(need: Need, objects: "LocalObjects", part: "PartSpec", plan: SplitPlan,
         need.files += 2 + len(part.arrays) + len(assets)  # part.json, and zarr.json of the part and of each array
         need.assets += sum(map(len, assets.values()))
     sizes = dict.fromkeys((array.name for array in part.arrays), 0)
-    tokens = _tokens_each(plan) if part.kind == "inputs" and plan.source.modality == "text" else 0.0
+    has_tokens = part.kind != "rows" and any(array.longest for array in part.arrays)
+    tokens = _tokens_each(plan) if has_tokens else 0.0
     for shard in pending_shards(objects, part):
         need.files += 1 + len(part.arrays)
         for name, size in _shard_sizes(part, shard, plan.source, tokens).items():

@@ -1,6 +1,6 @@
 """Which teachers a run learns from, and how what they gave becomes its targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from student.given import (
     targets_of,
 )
 from student.objectives import OBJECTIVES
-from student.objectives.weighted import Term, objective_options, parse_objective
+from student.objectives.weighted import Term, objective_options, parse_objective, term_needs
 from student.targets import Targets
 
 if TYPE_CHECKING:
@@ -140,11 +140,11 @@ class Taught:
         return {name: reader.output_part(stored).recipe_id for name, (reader, stored) in self.sources(outputs).items()}
 
     def _needed(self, term: Term) -> list[str]:
-        needs = [need for need in OBJECTIVES.get(term.objective).needs if need != "labels"]
-        if not self.is_several or (not term.teacher and set(needs) <= self.plain.keys()):
-            return needs
-        asked = [one for one in self.given if term.teacher in ("", one.teacher) and set(needs) <= one.outputs.keys()]
-        return [one.known_as(need) for one in asked for need in needs]
+        plain = _outputs_needed(term, self.plain)
+        if not self.is_several or (not term.teacher and set(plain) <= self.plain.keys()):
+            return plain
+        asked = [(one, _outputs_needed(term, one.outputs)) for one in self.given if term.teacher in ("", one.teacher)]
+        return [one.known_as(need) for one, needs in asked if set(needs) <= one.outputs.keys() for need in needs]
 
     def _temperature(self, objective: str) -> float:
         """The one temperature at which logits are softened: the mean of probabilities depends on it."""
@@ -165,6 +165,10 @@ class Taught:
         names = list(one.stored(self.read(outputs)).values())
         if names or not outputs:
             yield names or None
+
+
+def _outputs_needed(term: Term, available: Collection[str]) -> list[str]:
+    return [need for need in term_needs(term, available) if need != "labels"]
 
 
 def open_teachers(recipe: TrainRecipe) -> "tuple[Cache, Taught]":

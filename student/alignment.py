@@ -108,6 +108,30 @@ def check_stored(reader: CacheReader, outputs: Sequence[str], stored: StoredInpu
         raise IdentityError(message, hint="give the data with --data" + _OFF)
 
 
+def check_same_length(reader: CacheReader, outputs: Sequence[str], network_input: Input) -> None:
+    """Raises UsageError where a student would not have the tokens that the teacher's outputs are for."""
+    for output in outputs:
+        longest, there = reader.outputs[output].longest, reader.teacher_part(output).facts["input"]
+        if not longest or there == (here := network_input.to_json()):
+            continue
+        message = f"{output} is for each token of texts of at most {longest}, and the student's are cut otherwise"
+        if here["kind"] == "text" and here["tokenizer_sha256"] == there.get("tokenizer_sha256"):
+            message = (
+                f"{output} is for each token of texts cut at {longest}, and the student's are at {here['max_length']}"
+            )
+        raise UsageError(message, hint="leave out --max-length, so that the student has the teacher's own tokens")
+
+
+def check_lengths(reader: CacheReader, outputs: Sequence[str], stored: StoredInputs, rows: np.ndarray) -> None:
+    """Raises CorruptCacheError where rows (int64) have other numbers of tokens than outputs for each of them."""
+    for output in outputs:
+        if reader.outputs[output].longest and stored.modality == "text":
+            differs = np.flatnonzero(reader.lengths(output, rows) != stored.lengths(rows))
+            if differs.size:
+                message = f"row {rows[differs[0]]:,} has another number of tokens than {output} was made for"
+                raise CorruptCacheError(message, hint="extract it again into a new cache")
+
+
 def _check_plain_view(reader: CacheReader, output: str) -> None:
     part = reader.teacher_part(output)
     kind = part.facts["input"]

@@ -15,6 +15,7 @@ FLOORS = [
     [
         "featurecache.augment",
         "featurecache.inputs",
+        "featurecache.layers",
         "featurecache.sources",
         "featurecache.teachers",
         "featurecache.encodings",
@@ -41,6 +42,7 @@ STUDENT_MAY = {
     "registry",
     "augment",
     "inputs",
+    "layers",
     "sources",
     "encodings",
     "frames",

@@ -41,6 +41,9 @@ def make_encoding(
     """
     name, _, options = spec.partition(":")
     encoding = ENCODINGS.get(name)
+    if output.longest and name not in ("float16", "float32"):
+        hint = f"write --encode {output.name}=float16 or {output.name}=float32"
+        raise UsageError(f"{output.name} is kept for each token of a text, which {spec} cannot", hint=hint)
     if name == "sampled" or "+" in spec:
         return _sampled(spec, output, temperatures)
     if name == "int8":

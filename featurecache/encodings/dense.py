@@ -12,7 +12,10 @@ __all__ = ["Dense", "value_array"]
 
 
 class Dense:
-    """One array with the output's own name and shape; float16 has a relative error of about 5e-4 and ends at 65,504."""
+    """One array with the output's own name and shape; float16 has a relative error of about 5e-4 and ends at 65,504.
+
+    That of an output for each token of texts is ragged: the writer leaves the padding out, the reader puts zeros there.
+    """
 
     def __init__(self, output: OutputSpec, dtype: Dtype = "float16") -> None:
         self.spec: str = dtype
@@ -36,4 +39,5 @@ def value_array(output: OutputSpec, dtype: Dtype) -> ArraySpec:
     """The array that has the output's own name and shape."""
     axis = "class" if output.name == "logits" else "feature"
     numbered = tuple(f"axis{number}" for number in range(len(output.shape)))
-    return ArraySpec(output.name, dtype, output.shape, (axis,) if len(output.shape) == 1 else numbered)
+    names = (axis,) if len(output.shape) == 1 else numbered
+    return ArraySpec(output.name, dtype, output.shape, names, output.longest)

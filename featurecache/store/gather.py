@@ -5,6 +5,7 @@ again cost a fraction of new ones.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -140,12 +141,14 @@ class _Buffers:
 
     def _take(self, key: str, rows: np.ndarray, view: int | np.ndarray) -> Tensor:
         part, array = self._arrays[key]
+        longest = [int(part.lengths(rows, view=view).max(initial=0))] if array.longest else []
+        shape = (len(rows), *longest, *array.shape)
         room = self._room.get(key)
-        if room is None or len(room) < len(rows):
+        if room is None or len(room) < math.prod(shape):
             part.check(array, rows, view=view)
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            room = self._room[key] = torch.empty((len(rows), *array.shape), dtype=dtype, pin_memory=self.pinned)
-        taken = room[: len(rows)]
+            room = self._room[key] = torch.empty(math.prod(shape), dtype=dtype, pin_memory=self.pinned)
+        taken = room[: math.prod(shape)].view(shape)
         part.take(array, rows, view=view, out=taken.numpy())
         return taken
 

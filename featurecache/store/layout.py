@@ -20,6 +20,7 @@ __all__ = [
     "GROUP",
     "MAX_PART_BYTES",
     "MOST_AXES",
+    "OFFSETS",
     "REASON",
     "RESERVED_NAMES",
     "VALID",
@@ -42,6 +43,8 @@ VALID = ArraySpec("valid", "uint8")
 """1 where the row holds outputs, 0 where the sample could not be decoded or its output is not finite."""
 REASON = ArraySpec("reason", "uint8")
 """The `types.Reason` of a row."""
+OFFSETS = ArraySpec("offsets", "int64", (2,), ("bound",))
+"""Where the tokens of a row start and stop in the ragged arrays beside it; equal where it has none."""
 
 GROUP: Json = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
@@ -86,13 +89,13 @@ class EncodedOutput:
     def to_json(self) -> Json:
         """As it stands in part.json. Raises UsageError if the scales are not there that the encoding needs."""
         check_scale(self)
-        scale = {"scale": list(self.scale)} if self.scale else {}
+        more = {"scale": list(self.scale), "longest": self.output.longest, "heads": self.output.heads}
         return {
             "name": self.output.name,
             "shape": list(self.output.shape),
             "classes": list(self.output.classes),
             "encoding": self.encoding,
-            **scale,
+            **{name: value for name, value in more.items() if value},
         }
 
 
@@ -246,7 +249,7 @@ def shard_key(part: PartSpec, array: ArraySpec, shard: Shard) -> str:
 def array_metadata(part: PartSpec, array: ArraySpec) -> Json:
     """The array's zarr.json: sharded, uncompressed, little-endian, the index at the end with crc32c."""
     per_row, step = max(array.longest, 1), part.rows_per_shard
-    # a ragged array is flat, with room for the longest row everywhere: its sample axis is made of whole shards
+    # a ragged array has room for the longest row everywhere: its sample axis is made of whole shards of elements
     samples = math.ceil(part.rows / step) * step * per_row if array.longest else part.rows
     view = [part.views[1] - part.views[0]] if part.views else []
     one = [1] if part.views else []
@@ -301,8 +304,6 @@ def check_scale(output: EncodedOutput) -> None:
 
 def _check_array(array: ArraySpec) -> None:
     check_name(array.name, "array")
-    if array.longest and array.shape:
-        raise UsageError(f"the ragged array {array.name} cannot have trailing axes")
     if len(array.shape) > MOST_AXES:
         raise UsageError(f"{array.name} has more than {MOST_AXES} trailing axes")
     if len(array.dimensions) not in (0, len(array.shape)):

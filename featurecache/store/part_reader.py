@@ -1,20 +1,20 @@
 """One part as it lies on disk: arrays mapped when first used, each inner chunk checked when first touched."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import google_crc32c
 import numpy as np
 
 from featurecache.errors import CorruptCacheError, IncompleteError, UsageError
 from featurecache.store.commit import CommitRecord, read_records
-from featurecache.store.layout import PartSpec, inner_rows, shard_key
+from featurecache.store.layout import OFFSETS, PartSpec, inner_rows, shard_key
 from featurecache.store.mapped import map_shards, will_need
 from featurecache.store.objects import LocalObjects
 from featurecache.store.parts import check_array
 from featurecache.types import ArraySpec
 
-__all__ = ["PartReader"]
+__all__ = ["PartReader", "padded"]
 
 _HINT = "run the same `fc extract` again to add what is missing"
 
@@ -33,18 +33,32 @@ class PartReader:
     def take(
         self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """(rows, *shape): a copy of some rows (int64) of an array, in the order asked for.
+        """(rows, *shape): a copy of some rows (int64) of an array, in the order asked for; of a ragged array (rows,
+        longest of them, *shape), with zeros behind the elements of each.
 
         `view` is that of all rows, or int64 (rows,) for each of them. It is written into `out`, C-contiguous and of the
         array's dtype, if one is given: a buffer that is used again is filled several times faster than new memory.
         """
         slot = self._slot(rows, view)
+        if array.longest:
+            return padded(self._ragged(array, rows, view), array, out)
         return self._mapped(array.name).take(rows, slot, out)
+
+    def lengths(self, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> np.ndarray:
+        """int64 (rows,): how many elements these rows (int64) have in each ragged array of a teacher's part.
+
+        They are not trusted: `take` raises CorruptCacheError for what cannot be.
+        """
+        offsets = self.take(OFFSETS, rows, view=view)
+        return offsets[:, 1] - offsets[:, 0]
 
     def check(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Raises what `take` would, before anybody makes room for these rows."""
         slot = self._slot(rows, view)
-        self._mapped(array.name).check(rows, slot)
+        if array.longest:
+            self._ragged(array, rows, view)
+        else:
+            self._mapped(array.name).check(rows, slot)
 
     def whole(self, name: str, *, view: int = 0) -> np.ndarray:
         """(rows of the split, *shape): a whole array."""
@@ -56,7 +70,22 @@ class PartReader:
 
     def will_need(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Have the system begin to read the inner chunks in which these rows (int64, all there are) lie."""
-        self._mapped(array.name).will_need(rows, self._view_slot(view))
+        if array.longest:
+            self._mapped(array.name).will_need_elements(self.take(OFFSETS, rows, view=view), self._view_slot(view))
+        else:
+            self._mapped(array.name).will_need(rows, self._view_slot(view))
+
+    def stored_bytes(self, array: ArraySpec) -> int:
+        """Bytes of an array over all rows of its first view: of a ragged one, those of its shards."""
+        if not array.longest:
+            return self.part.rows * array.row_bytes
+        first, place = (self.part.views or (0, 1))[0], self.part.arrays.index(array)
+        return sum(record.payloads[place].bytes for (view, _), record in self.records.items() if view == first)
+
+    def _ragged(self, array: ArraySpec, rows: np.ndarray, view: "int | np.ndarray") -> list[np.ndarray]:
+        """(elements, *shape) of each row, checked and not copied."""
+        offsets = self.take(OFFSETS, rows, view=view)
+        return self._mapped(array.name).elements(offsets, self._view_slot(view))
 
     def _mapped(self, name: str) -> "_MappedArray":
         if name not in self._arrays:
@@ -117,7 +146,7 @@ class _MappedArray:
             expected[slot, : len(payload.inner)] = payload.inner
             files[slot] = objects.path(key), len(payload.inner) * self._inner_rows * array.row_bytes
         data = map_shards(files, slots=slots, slot_bytes=shard_rows * array.row_bytes)
-        row_shape = (array.longest,) if array.longest else array.shape
+        row_shape = (array.longest, *array.shape) if array.longest else array.shape
         self.values = data.view(np.dtype(array.dtype).newbyteorder("<")).reshape(slots * shard_rows, *row_shape)
         assert self.values.flags.c_contiguous and self.values.flags.aligned  # else np.take copies the whole array first
         self._expected = expected.reshape(-1)
@@ -138,20 +167,39 @@ class _MappedArray:
         if not self._all_checked:
             self._check_new(self._chunks(rows, slot))
 
-    def elements(self, offsets: np.ndarray) -> list[np.ndarray]:
-        """Elements [start, stop) for each row of `offsets`."""
+    def elements(self, offsets: np.ndarray, slot: int | np.ndarray = 0) -> list[np.ndarray]:
+        """Elements [start, stop) for each row of `offsets`, which count from the beginning of its view."""
+        found = self._found(offsets, slot)
+        self._check_new(self._chunks_of(found))
+        flat = self.values.reshape(-1, *self.values.shape[2:])
+        return [flat[start:stop] for start, stop in found]
+
+    def _found(self, offsets: np.ndarray, slot: int | np.ndarray) -> np.ndarray:
+        """int64 (rows, 2): the same offsets, from the beginning of the array."""
         starts, stops = offsets[:, 0], offsets[:, 1]
-        flat, longest = self.values.reshape(-1), self.values.shape[1]
-        if ((starts < 0) | (stops < starts) | (stops > flat.size) | (stops - starts > longest)).any():
+        longest = self.values.shape[1]
+        room = self._view_rows * longest
+        if ((starts < 0) | (stops < starts) | (stops > room) | (stops - starts > longest)).any():
             raise CorruptCacheError(f"the offsets of {self._name} lead beyond its rows")
+        return offsets + np.reshape(slot, (-1, 1)) * room
+
+    def _chunks_of(self, found: np.ndarray) -> np.ndarray:
+        """The inner chunks of elements: one has room for the longest row, so none touches more than two."""
+        starts, stops = found[:, 0], found[:, 1]
         filled = stops > starts
-        # an inner chunk has room for the longest row, so none touches more than two
-        self._check_new(np.concatenate([starts[filled], stops[filled] - 1]) // (self._inner_rows * longest))
-        return [flat[start:stop] for start, stop in offsets]
+        return np.concatenate([starts[filled], stops[filled] - 1]) // (self._inner_rows * self.values.shape[1])
+
+    def will_need_elements(self, offsets: np.ndarray, slot: int | np.ndarray) -> None:
+        """The same as `will_need`, of the rows of a ragged array."""
+        self._advise(self._chunks_of(self._found(offsets, slot)))
 
     def will_need(self, rows: np.ndarray, slot: int | np.ndarray) -> None:
-        """Advise the system of whole inner chunks, for they are checked whole; neighbours in one call."""
-        chunks = np.unique(self._chunks(rows, slot))
+        """Advise the system of whole inner chunks, for they are checked whole."""
+        self._advise(self._chunks(rows, slot))
+
+    def _advise(self, chunks: np.ndarray) -> None:
+        """Neighbours in one call."""
+        chunks = np.unique(chunks)
         ends = np.flatnonzero(np.diff(chunks) != 1) + 1
         for run in np.split(chunks, ends) if chunks.size else ():
             will_need(self.values, int(run[0]) * self._inner_rows, int(run[-1] + 1) * self._inner_rows)
@@ -185,3 +233,14 @@ class _MappedArray:
         view, first = divmod(chunk * self._inner_rows, self._view_rows)
         last = min(first + self._inner_rows, self._rows) - 1
         return f"rows {first:,} to {last:,} of {self._name}" + (f" (view slot {view})" if view else "")
+
+
+def padded(rows: Sequence[np.ndarray], array: ArraySpec, out: np.ndarray | None = None) -> np.ndarray:
+    """Rows (elements, *shape) of a ragged array as one (rows, longest of them, *shape), zeros behind each of them."""
+    longest = max(map(len, rows), default=0)
+    if out is None:
+        out = np.empty((len(rows), longest, *array.shape), array.dtype)
+    for place, row in enumerate(rows):
+        out[place, : len(row)] = row
+        out[place, len(row) :] = 0
+    return out

@@ -12,6 +12,7 @@ from featurecache.store.layout import (
     FORMAT,
     GROUP,
     MAX_PART_BYTES,
+    OFFSETS,
     REASON,
     VALID,
     Asset,
@@ -171,7 +172,9 @@ def _asset_from_json(name: str, value: Json) -> Asset:
 def _output_from_json(value: Json) -> EncodedOutput:
     shape, classes = tuple(map(check_count, value["shape"])), tuple(map(check_text, value["classes"]))
     scale = tuple(map(_scale_from_json, value.get("scale", [])))
-    output = EncodedOutput(OutputSpec(check_text(value["name"]), shape, classes), check_text(value["encoding"]), scale)
+    longest, heads = check_count(value.get("longest", 0)), check_count(value.get("heads", 0))
+    spec = OutputSpec(check_text(value["name"]), shape, classes, longest, heads)
+    output = EncodedOutput(spec, check_text(value["encoding"]), scale)
     check_scale(output)
     return output
 
@@ -200,6 +203,7 @@ def _check_facts(part: PartSpec) -> None:
     for array in part.arrays:
         if array != known.get(array.name, array) or (array.name in _RAGGED and not array.longest):
             raise ValueError(f"its array {array.name} is another")
+    _check_ragged(part)
     if part.kind == "rows":
         check_text(identity["fingerprint"])
         if facts["modality"] not in ("image", "text") or not isinstance(facts["class_names"], list):
@@ -217,3 +221,21 @@ def _check_facts(part: PartSpec) -> None:
         check_count(facts["seed"], below=2**63)
         if part.views is None or part.views[0] < 1:
             raise ValueError("view 0 is the plain one, and has no parameters")
+
+
+def _check_ragged(part: PartSpec) -> None:
+    """Raises ValueError unless ragged arrays are those that a part of its kind has, with what finds their rows."""
+    arrays = {array.name: array for array in part.arrays if array.longest}
+    if part.kind != "teacher":
+        if any(array.shape for array in arrays.values()) or any(item.output.longest for item in part.outputs):
+            raise ValueError("only what teachers give has a vector for each token")
+        return
+    outputs = {item.output.name: item for item in part.outputs if item.output.longest}
+    if arrays.keys() != outputs.keys() or len({array.longest for array in arrays.values()}) > 1:
+        raise ValueError("its arrays of tokens are not those of its outputs")
+    for name, item in outputs.items():
+        expected = item.encoding, item.output.shape, item.output.longest
+        if (arrays[name].dtype, arrays[name].shape, arrays[name].longest) != expected or len(item.output.shape) != 1:
+            raise ValueError(f"its array {name} does not hold a vector for each token")
+    if outputs and OFFSETS not in part.arrays:
+        raise ValueError("nothing tells where the tokens of a row are")

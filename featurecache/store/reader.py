@@ -221,12 +221,13 @@ class CacheReader:
         outputs: Sequence[str] | None = None,
         device: "torch.device | str" = "cpu",
     ) -> "dict[str, Tensor | SparseLogits]":
-        """Outputs of some rows, decoded on a device: float32 (rows, *shape), or sparse logits.
+        """Outputs of some rows, decoded on a device: float32 (rows, *shape), or sparse logits; those of each token of
+        texts (rows, longest of them, *shape), with zeros behind the tokens of each, of which `lengths` says the number.
 
-        `view` is that of all rows, or int64 (rows,) for each of them. Invalid rows are NaN; `valid` says which they
-        are. Raises UnknownNameError for an output the cache does not hold, UsageError for a row number or a view that
-        it does not have, IncompleteError for rows that are not committed yet, and CorruptCacheError for rows that are
-        not what was committed.
+        `view` is that of all rows, or int64 (rows,) for each of them. Invalid rows are NaN, or have no token; `valid`
+        says which they are. Raises UnknownNameError for an output the cache does not hold, UsageError for a row number
+        or a view that it does not have, IncompleteError for rows that are not committed yet, and CorruptCacheError for
+        rows that are not what was committed.
         """
         from featurecache.store import gather
 
@@ -292,7 +293,11 @@ class CacheReader:
 
     def stored_bytes(self, outputs: Sequence[str] | None = None) -> int:
         """Bytes of these outputs over all rows of one view, as they are kept."""
-        return len(self) * sum(array.row_bytes for _, array in self._arrays(outputs))
+        return sum(part.stored_bytes(array) for part, array in self._arrays(outputs))
+
+    def lengths(self, output: str, rows: "np.ndarray | Sequence[int]", *, view: "int | np.ndarray" = 0) -> np.ndarray:
+        """int64 (rows,): how many tokens the teacher had of some rows, for an output of each token of texts."""
+        return self._find(output).source.lengths(_row_numbers(rows), view=view)
 
     @property
     def by_teacher(self) -> dict[str, dict[str, str]]:

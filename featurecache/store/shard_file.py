@@ -65,8 +65,8 @@ class ShardFile:
         self._path, self._file = objects.temporary()
 
     def append(self, values: np.ndarray) -> None:
-        """Write rows (rows, *shape), or the elements of a ragged array's rows, and hash them."""
-        fits = values.ndim == 1 if self._array.longest else values.shape[1:] == self._array.shape
+        """Write rows, or the elements of a ragged array's rows, (number, *shape), and hash them."""
+        fits = values.ndim > 0 and values.shape[1:] == self._array.shape
         array = np.ascontiguousarray(values.astype(self._dtype, casting="same_kind", copy=False))
         if not fits or self._size + array.nbytes > self._slots * self._inner_bytes:
             raise UsageError(f"{self._array.name} has no room for values of shape {values.shape} in this shard")

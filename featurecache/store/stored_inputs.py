@@ -99,6 +99,10 @@ class StoredInputs:
             raise CorruptCacheError(f"{self.part.part.prefix} holds tokens that its tokenizer does not have")
         return found
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (rows,): how many tokens the texts of these rows, int64, have."""
+        return self.part.lengths(rows)
+
     def will_need(self, rows: np.ndarray) -> None:
         """Have the system begin to read the frames of these rows (int64, all there are)."""
         if self.modality == "image":

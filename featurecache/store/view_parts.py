@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from featurecache.errors import UsageError
-from featurecache.store.layout import PartSpec
-from featurecache.store.part_reader import PartReader
+from featurecache.store.layout import OFFSETS, PartSpec
+from featurecache.store.part_reader import PartReader, padded
 from featurecache.types import ArraySpec
 
 __all__ = ["ViewParts"]
@@ -40,10 +40,19 @@ class ViewParts:
         """As `PartReader.take`: `view` is that of all rows, or int64 (rows,) for each of them."""
         if isinstance(view, int) or len(self.parts) == 1:
             return self._part_of(view).take(array, rows, view=view, out=out)
+        pieces = [(at, part.take(array, rows[at], view=view[at])) for part, at in self._shares(view)]
+        if array.longest:
+            every = {int(row): values for at, piece in pieces for row, values in zip(at, piece, strict=True)}
+            return padded([every[row] for row in range(len(rows))], array, out)
         found = np.empty((len(rows), *array.shape), array.dtype) if out is None else out
-        for part, at in self._shares(view):
-            found[at] = part.take(array, rows[at], view=view[at])
+        for at, piece in pieces:
+            found[at] = piece
         return found
+
+    def lengths(self, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> np.ndarray:
+        """int64 (rows,): as `PartReader.lengths`."""
+        offsets = self.take(OFFSETS, rows, view=view)
+        return offsets[:, 1] - offsets[:, 0]
 
     def check(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Raises what `take` would, before anybody makes room for these rows."""
@@ -56,6 +65,10 @@ class ViewParts:
     def whole(self, name: str, *, view: int = 0) -> np.ndarray:
         """(rows of the split, *shape): a whole array in one view."""
         return self._part_of(view).whole(name, view=view)
+
+    def stored_bytes(self, array: ArraySpec) -> int:
+        """Bytes of an array over all rows of one view, as they are kept."""
+        return self.parts[0].stored_bytes(array)
 
     def will_need(self, array: ArraySpec, rows: np.ndarray, *, view: "int | np.ndarray" = 0) -> None:
         """Have the system begin to read the inner chunks in which these rows (int64, all there are) lie."""

@@ -1,6 +1,6 @@
 """The contract of a teacher: a frozen network that is run once over a source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from featurecache.inputs import ImageInput, Inputs, TextInput
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Teacher"]
+__all__ = ["Layered", "Teacher", "further_outputs"]
 
 
 @runtime_checkable
@@ -21,10 +21,11 @@ class Teacher(Protocol):
     """Short resolved name, such as "vit_base_patch16_224.augreg2_in21k_ft_in1k" or "all-MiniLM-L6-v2"."""
     input: ImageInput | TextInput
     outputs: tuple[OutputSpec, ...]
-    """All that it can give, embedding first."""
+    """What it always gives, embedding first."""
 
     def __call__(self, batch: Inputs) -> "Mapping[str, Tensor]":
-        """Every output from one forward pass, floating point (batch, *shape), without gradients.
+        """Every output from one forward pass, floating point (batch, *shape), without gradients; one with `longest` is
+        (batch, tokens of the batch, *shape), padding included.
 
         The batch is on the teacher's device; the caller decides about autocast.
         """
@@ -37,3 +38,25 @@ class Teacher(Protocol):
     def identity(self) -> Json:
         """Library, model, configuration, output selectors and the hash of the weights; never paths, versions, times."""
         ...
+
+
+@runtime_checkable
+class Layered(Teacher, Protocol):
+    """A teacher whose layers can be looked at: that costs time and memory, so it is done only when asked for."""
+
+    @property
+    def further(self) -> tuple[OutputSpec, ...]:
+        """What it gives besides when asked: "hidden.L" and "qkv.L", as `featurecache.layers` says what they are.
+
+        It may take a pass to know their shapes.
+        """
+        ...
+
+    def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> "Mapping[str, Tensor]":
+        """The same, and these of what there is further, from one pass."""
+        ...
+
+
+def further_outputs(teacher: Teacher) -> tuple[OutputSpec, ...]:
+    """What a teacher gives besides when asked, of any teacher."""
+    return teacher.further if isinstance(teacher, Layered) else ()

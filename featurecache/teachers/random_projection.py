@@ -1,6 +1,7 @@
 """A fixed random network: a real teacher that costs nothing, for tests, demos and timing."""
 
 import json
+from collections.abc import Sequence
 
 import tokenizers
 import torch
@@ -35,18 +36,22 @@ class RandomProjection:
         self._weights = {"projection": _uniform(fan_in, dim, generator), "head": _uniform(dim, classes, generator)}
         logits = (OutputSpec("logits", (classes,)),) if classes else ()
         self.outputs = (OutputSpec("embedding", (dim,)), *logits)
+        longest = self.input.max_length if isinstance(self.input, TextInput) else 0
+        self.further = (OutputSpec("hidden.0", (dim,), longest=longest),) if longest else ()
 
-    def __call__(self, batch: Inputs) -> dict[str, Tensor]:
-        """Images or tokens -> embedding float32 (batch, dim), logits float32 (batch, classes)."""
+    def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Images or tokens -> embedding float32 (batch, dim), logits float32 (batch, classes), and of texts if asked
+        hidden.0 float32 (batch, tokens, dim): what each byte pair is projected to."""
         with torch.inference_mode():
             if isinstance(self.input, ImageInput):
-                hidden = self._project_images(self.input.normalise(batch["images"]))
+                hidden, pairs = self._project_images(self.input.normalise(batch["images"])), None
             else:
-                hidden = self._project_pairs(batch["ids"], batch["mask"])
+                pairs = self._project_pairs(batch["ids"])
+                hidden = _summed(pairs, batch["mask"])
             outputs = {"embedding": torch.tanh(hidden)}
             if len(self.outputs) > 1:
                 outputs["logits"] = outputs["embedding"] @ self._weights["head"]
-        return outputs
+        return outputs if pairs is None else outputs | dict.fromkeys(further, pairs)
 
     def to(self, device: torch.device | str) -> "RandomProjection":
         """Move the matrices; returns itself."""
@@ -67,12 +72,15 @@ class RandomProjection:
         pixels = images.flatten(1)
         return pixels @ self._weights["projection"] / pixels.shape[1] ** 0.5
 
-    def _project_pairs(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _project_pairs(self, ids: Tensor) -> Tensor:
         before = F.pad(ids[:, :-1], (1, 0), value=_BYTES - 1)
         buckets = (before * _BYTES + ids) * _MULTIPLIER % _BUCKETS
-        weight = mask.unsqueeze(-1).float()
-        total = (F.embedding(buckets, self._weights["projection"]) * weight).sum(dim=1)
-        return total / weight.sum(dim=1).clamp(min=1).sqrt()
+        return F.embedding(buckets, self._weights["projection"])
+
+
+def _summed(pairs: Tensor, mask: Tensor) -> Tensor:
+    weight = mask.unsqueeze(-1).float()
+    return (pairs * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1).sqrt()
 
 
 def byte_tokenizer_json() -> str:

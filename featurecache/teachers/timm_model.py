@@ -1,7 +1,8 @@
 """Any image model that timm knows, from the hub, a local folder or a safetensors file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from featurecache.errors import TeacherError, UsageError
 from featurecache.fingerprint import hash_tensors
 from featurecache.inputs import ImageInput, Inputs
+from featurecache.layers import Taps, layer_specs, timm_taps
 from featurecache.teachers.weights import (
     commit_of,
     fetch_file,
@@ -60,21 +62,38 @@ class TimmTeacher:
         self._network: Any = network.eval().requires_grad_(False)
         self.license = None if weights else license_name(network.pretrained_cfg.get("license"))
         """Of the weights, as timm's table or the folder states it: provenance too."""
+        self._taps = timm_taps(network)
         self._architecture: str = network.pretrained_cfg["architecture"]
         tag = network.pretrained_cfg.get("tag")
         self.name = f"{self._architecture}.{tag}" if self.revision and tag else self._architecture
         self._kwargs = {**_folder_kwargs(source), **self._kwargs}
         self.outputs = self._output_specs()
 
-    def __call__(self, batch: Inputs) -> dict[str, Tensor]:
-        """{"images": uint8 (batch, 3, size, size)} -> embedding (batch, dim), logits (batch, classes)."""
-        with torch.inference_mode():
-            features = self._network.forward_features(self.input.normalise(batch["images"]))
-            # timm's own head runs twice, cheaply: a classifier may be a convolution, a pair, or none of its last steps
-            outputs = {"embedding": self._network.forward_head(features, pre_logits=True)}
-            if self._network.num_classes > 0:
-                outputs["logits"] = self._network.forward_head(features)
-        return outputs
+    def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> dict[str, Tensor]:
+        """{"images": uint8 (batch, 3, size, size)} -> embedding (batch, dim), logits (batch, classes), and what is
+        asked for of layers, (batch, tokens, width)."""
+        taps = Taps({name: self._taps[name] for name in further})
+        try:
+            with torch.inference_mode():
+                features = self._network.forward_features(self.input.normalise(batch["images"]))
+                # timm's own head runs twice, cheaply: a classifier may be a convolution, a pair, or none of its last
+                # steps
+                outputs = {"embedding": self._network.forward_head(features, pre_logits=True)}
+                if self._network.num_classes > 0:
+                    outputs["logits"] = self._network.forward_head(features)
+                return outputs | taps.take()
+        finally:
+            taps.close()
+
+    @cached_property
+    def further(self) -> tuple[OutputSpec, ...]:
+        """Of a ViT "hidden.L" (tokens, width) and "qkv.L" (tokens, 3 * width), class and register tokens first; of
+        others "hidden.K" (height * width, channels), the map of stage K."""
+        size, device = self.input.size, next(self._network.parameters()).device
+        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
+        return layer_specs(
+            self._taps, {n: v for n, v in self({"images": blank}, [*self._taps]).items() if n in self._taps}
+        )
 
     def to(self, device: torch.device | str) -> "TimmTeacher":
         """Move the network; returns itself."""

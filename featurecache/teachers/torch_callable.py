@@ -22,7 +22,10 @@ __all__ = ["TorchTeacher"]
 
 
 class TorchTeacher:
-    """What your network gives: a tensor (batch, dim) is "embedding"; a dictionary names its own outputs."""
+    """What your network gives: a tensor (batch, dim) is "embedding"; a dictionary names its own outputs.
+
+    What it makes of texts as (batch, tokens, dim) is kept for each token.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,12 @@ class TorchTeacher:
             if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2 or len(output) != 2:
                 got = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
                 raise TeacherError(f"{self._target} gives {got} as {name!r}", hint="give floating point (batch, ...)")
-        return tuple(OutputSpec(name, tuple(output.shape[1:])) for name, output in outputs.items())
+        return tuple(self._spec(name, output, batch) for name, output in outputs.items())
+
+    def _spec(self, name: str, output: Tensor, batch: Inputs) -> OutputSpec:
+        if isinstance(self.input, TextInput) and output.ndim == 3 and output.shape[:2] == batch["mask"].shape:
+            return OutputSpec(name, (output.shape[2],), longest=self.input.max_length)
+        return OutputSpec(name, tuple(output.shape[1:]))
 
 
 def _make(target: str, kwargs: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featurecache.errors import TeacherError
 from featurecache.fingerprint import content_hash, hash_tensors
+from featurecache.layers import Taps, as_tokens, attention_taps, layer_specs
 from featurecache.teachers.weights import (
     commit_of,
     fetch_folder,
@@ -21,9 +22,12 @@ from featurecache.teachers.weights import (
     split_revision,
     weights_file,
 )
-from featurecache.types import Json
+from featurecache.types import Json, OutputSpec
 
 __all__ = ["Network", "open_folder"]
+
+_MOST_STAGES = 64
+"""Of a network that does not say how many layers it has."""
 
 # what the weights and the task already say, or what only says how the file came to be
 _NOT_COMPUTATION = {
@@ -88,13 +92,33 @@ class Network:
         self._code = {path.name: content_hash(path.read_bytes()) for path in folder.glob("*.py") if trust_remote_code}
         self._body: Any = None
         self.model.base_model.register_forward_hook(self._keep)
+        self._taps = attention_taps(
+            self.model.base_model,
+            layers=getattr(self.config, "num_hidden_layers", 0),
+            heads=getattr(self.config, "num_attention_heads", 0),
+        )
 
-    def __call__(self, **inputs: Any) -> tuple[Any, Tensor | None]:
-        """What the body gave (last_hidden_state, pooler_output), and logits (batch, classes) or None: one pass."""
-        with torch.inference_mode():
-            output = self.model(**inputs, return_dict=True)
+    def __call__(self, further: Sequence[str] = (), **inputs: Any) -> tuple[Any, Tensor | None, dict[str, Tensor]]:
+        """One pass: what the body gave (last_hidden_state, pooler_output), logits (batch, classes) or None, and those
+        of `further` that there are, (batch, tokens, width) by name."""
+        options = {"output_hidden_states": True} if any(name.startswith("hidden.") for name in further) else {}
+        taps = Taps({name: tap for name, tap in self._taps.items() if name in further})
+        try:
+            with torch.inference_mode():
+                output = self.model(**inputs, **options, return_dict=True)
+                layers = taps.take()
+        finally:
+            taps.close()
         body, self._body = self._body, None
-        return body, getattr(output, "logits", None)
+        states = {f"hidden.{number}": state for number, state in enumerate(getattr(body, "hidden_states", None) or ())}
+        layers |= {name: as_tokens(state) for name, state in states.items() if name in further}
+        return body, getattr(output, "logits", None), {name: layers[name] for name in further if name in layers}
+
+    def further(self, *, longest: int = 0, **inputs: Any) -> tuple[OutputSpec, ...]:
+        """What `__call__` can give of layers, by one pass with one sample; `longest` as of `layer_specs`."""
+        states = [f"hidden.{number}" for number in range(getattr(self.config, "num_hidden_layers", _MOST_STAGES) + 1)]
+        _, _, layers = self([*states, *self._taps], **inputs)
+        return layer_specs(self._taps, layers, longest=longest)
 
     @property
     def class_names(self) -> tuple[str, ...]:

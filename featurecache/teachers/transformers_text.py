@@ -1,6 +1,8 @@
 """Any text encoder that transformers loads, pooled as its sentence-transformers files say."""
 
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,21 @@ class TransformersText:
         self.input = TextInput(_tokenizer_json(folder), max_length=length)
         self.outputs = self._output_specs()
 
-    def __call__(self, batch: Inputs) -> dict[str, Tensor]:
-        """{"ids", "mask": (batch, tokens)} -> embedding float32 (batch, hidden), logits (batch, classes)."""
-        body, logits = self._network(input_ids=batch["ids"], attention_mask=batch["mask"].long())
+    def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> dict[str, Tensor]:
+        """{"ids", "mask": (batch, tokens)} -> embedding float32 (batch, hidden), logits (batch, classes), and what is
+        asked for of layers, (batch, tokens, width)."""
+        body, logits, layers = self._network(further, input_ids=batch["ids"], attention_mask=batch["mask"].long())
         with torch.inference_mode():
             embedding = _pooled(body, batch["mask"], self._pool).float()
             outputs = {"embedding": F.normalize(embedding, dim=-1) if self._is_normalised else embedding}
-        return outputs if logits is None else {**outputs, "logits": logits}
+        return outputs | ({} if logits is None else {"logits": logits}) | layers
+
+    @cached_property
+    def further(self) -> tuple[OutputSpec, ...]:
+        """ "hidden.L" (hidden,) and "qkv.L" (3 * hidden,) for each token."""
+        ids = torch.zeros(1, self.input.max_length, dtype=torch.int64, device=self._network.model.device)
+        longest = self.input.max_length
+        return self._network.further(longest=longest, input_ids=ids, attention_mask=torch.ones_like(ids))
 
     def to(self, device: torch.device | str) -> "TransformersText":
         """Move the network; returns itself."""

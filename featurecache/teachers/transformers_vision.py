@@ -2,7 +2,9 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +63,21 @@ class TransformersVision:
             OutputSpec(name, tuple(each.shape[1:]), classes.get(name, ())) for name, each in outputs.items()
         )
 
-    def __call__(self, batch: Inputs) -> dict[str, Tensor]:
-        """{"images": uint8 (batch, 3, size, size)} -> embedding (batch, hidden), logits (batch, classes)."""
-        body, logits = self._network(pixel_values=self.input.normalise(batch["images"]), **self._options)
+    def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> dict[str, Tensor]:
+        """{"images": uint8 (batch, 3, size, size)} -> embedding (batch, hidden), logits (batch, classes), and what is
+        asked for of layers, (batch, tokens, width)."""
+        images = self.input.normalise(batch["images"])
+        body, logits, layers = self._network(further, pixel_values=images, **self._options)
         with torch.inference_mode():
             outputs = {"embedding": _pooled(body, self._pool)}
-        return outputs if logits is None else {**outputs, "logits": logits}
+        return outputs | ({} if logits is None else {"logits": logits}) | layers
+
+    @cached_property
+    def further(self) -> tuple[OutputSpec, ...]:
+        """ "hidden.L" (tokens, hidden) and "qkv.L" (tokens, 3 * hidden), a class token first where there is one; of
+        convolutional networks "hidden.L" (height * width, channels)."""
+        blank = self._blank().to(self._network.model.device)
+        return self._network.further(pixel_values=blank, **self._options)
 
     def to(self, device: torch.device | str) -> "TransformersVision":
         """Move the network; returns itself."""
@@ -78,7 +89,7 @@ class TransformersVision:
         return self._network.identity({"embedding": {"pool": self._pool}})
 
     def _default_pool(self) -> str:
-        body, _ = self._network(pixel_values=self._blank(), **self._options)
+        body, _, _ = self._network(pixel_values=self._blank(), **self._options)
         if self._network.has_pooler and getattr(body, "pooler_output", None) is not None:
             return "pooler"
         has_class_token = any(name.endswith("cls_token") for name, _ in self._network.model.named_parameters())

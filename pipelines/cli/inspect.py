@@ -1,5 +1,6 @@
 """`fc info`, `fc status`, `fc list`: what is there."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -66,7 +67,7 @@ def _names(kind: str) -> Json:
         from student.objectives import OBJECTIVES
 
         found = {name: OBJECTIVES.get(name) for name in OBJECTIVES}
-        return {name: f"needs {', '.join(item.needs)}; {item.paper}" for name, item in found.items()}
+        return {name: f"needs {', '.join(map(_readable, item.needs))}; {item.paper}" for name, item in found.items()}
     if kind == "augmentations":
         from featurecache.augment import AUGMENTATIONS, ImageAugmentation
 
@@ -98,3 +99,8 @@ def _names(kind: str) -> Json:
         "temperature 2",
         "topk:K+sampled:N": "the K largest exactly, and N draws from the others: unbiased too, and closer",
     }
+
+
+def _readable(need: str) -> str:
+    """ "hidden.{layer}" as "hidden.LAYER", of which the option is the number."""
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), need)

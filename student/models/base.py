@@ -1,14 +1,14 @@
 """The contract of a backbone: a network without a head, from a batch of inputs to one vector for each sample."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from featurecache.inputs import ImageInput, TextInput
-from featurecache.types import Json
+from featurecache.types import Json, OutputSpec
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "Layered"]
 
 
 @runtime_checkable
@@ -39,4 +39,21 @@ class Backbone(Protocol):
 
     def to_json(self) -> Json:
         """All that `backbone_from_json` needs beside the input to build it again, weights excepted."""
+        ...
+
+
+@runtime_checkable
+class Layered(Backbone, Protocol):
+    """A backbone whose layers can be looked at. What is not asked for is not kept, and costs nothing."""
+
+    def layers(self) -> Mapping[str, OutputSpec]:
+        """What there is for each token, "hidden.L" and "qkv.L", by name: see `featurecache.layers`."""
+        ...
+
+    def keep(self, names: Sequence[str]) -> None:
+        """From now on keep these of every call, and no others, until they are taken."""
+        ...
+
+    def kept(self) -> dict[str, Tensor]:
+        """Floating point (batch, tokens, width) of the last call, by name, once."""
         ...

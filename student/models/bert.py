@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, utils
 
 from featurecache.errors import UsageError
 from featurecache.inputs import TextInput
-from featurecache.types import Json
+from featurecache.layers import Tap, Taps, attention_taps
+from featurecache.types import Json, OutputSpec
 
 __all__ = ["BertBackbone", "quiet"]
 
@@ -54,6 +55,7 @@ class BertBackbone(nn.Module):
         )
         self.network = BertModel(configuration, add_pooling_layer=False)
         self.network.set_attn_implementation("sdpa")
+        self._taps = Taps({})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """{"ids": int64 (batch, tokens), "mask": bool (batch, tokens)} -> (batch, width)."""
@@ -67,6 +69,30 @@ class BertBackbone(nn.Module):
         layer = re.compile(r"network\.encoder\.layer\.(\d+)\.")
         found = {name: layer.match(name) for name, _ in self.named_parameters()}
         return {name: int(match[1]) + 1 if match else 0 for name, match in found.items()}
+
+    def layers(self) -> dict[str, OutputSpec]:
+        """ "hidden.0", the embeddings, "hidden.L" (width,) and "qkv.L" (3 * width,) for each token."""
+        width, longest = self.features, self.input.max_length
+        return {
+            name: OutputSpec(name, (3 * width if tap.heads else width,), longest=longest, heads=tap.heads)
+            for name, tap in self._every_tap().items()
+        }
+
+    def keep(self, names: Sequence[str]) -> None:
+        """From now on keep these of every call."""
+        self._taps.close()
+        every = self._every_tap()
+        self._taps = Taps({name: every[name] for name in names})
+
+    def kept(self) -> dict[str, Tensor]:
+        """(batch, tokens, width) of the last call, by name, once."""
+        return self._taps.take()
+
+    def _every_tap(self) -> dict[str, Tap]:
+        network, config = self.network, self.network.config
+        states = [network.embeddings, *network.encoder.layer]
+        projections = attention_taps(network, layers=config.num_hidden_layers, heads=config.num_attention_heads)
+        return {f"hidden.{number}": Tap((module,)) for number, module in enumerate(states)} | projections
 
     def to_json(self) -> Json:
         """Layers, width, positions, and the vocabulary's size to check the tokenizer with."""

@@ -1,6 +1,6 @@
 """Any timm model as a backbone, without its classifier (Wightman, github.com/huggingface/pytorch-image-models)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput
-from featurecache.types import Json
+from featurecache.layers import Taps, layer_specs, timm_taps
+from featurecache.types import Json, OutputSpec
 
 __all__ = ["TimmBackbone", "size_arguments"]
 
@@ -28,6 +29,7 @@ class TimmBackbone(nn.Module):
         self.input = input
         self.network = _create(model, input)
         self.features = _output_width(model, self.network, input)
+        self._taps = Taps({})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """{"images": uint8 (batch, 3, size, size)} -> (batch, features)."""
@@ -39,6 +41,27 @@ class TimmBackbone(nn.Module):
         network: Any = self.network
         depths = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
         return {f"network.{name}": depth for name, depth in depths.items()}
+
+    def layers(self) -> dict[str, OutputSpec]:
+        """Of a ViT "hidden.L" (tokens, width) and "qkv.L" (tokens, 3 * width), its class token first; of others
+        "hidden.K" (height * width, channels). One image is run to see."""
+        every = timm_taps(self.network)
+        taps = Taps(every)
+        try:
+            _trial(self.network, self.input)
+            return {spec.name: spec for spec in layer_specs(every, taps.take())}
+        finally:
+            taps.close()
+
+    def keep(self, names: Sequence[str]) -> None:
+        """From now on keep these of every call."""
+        self._taps.close()
+        every = timm_taps(self.network)
+        self._taps = Taps({name: every[name] for name in names})
+
+    def kept(self) -> dict[str, Tensor]:
+        """(batch, tokens, width) of the last call, by name, once."""
+        return self._taps.take()
 
     def to_json(self) -> Json:
         """The model's name."""
@@ -66,18 +89,26 @@ def _create(model: str, input: ImageInput, *, pretrained: bool = False) -> nn.Mo
 
 def _output_width(model: str, network: nn.Module, input: ImageInput) -> int:
     """Measured: `num_features` of some timm models is the width before their last layer, not after it."""
-    training = network.training
     try:
-        with torch.no_grad():
-            output: Tensor = network.eval()(torch.zeros(1, 3, input.size, input.size))
+        output = _trial(network, input)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"{model} cannot take images of {input.size} pixels: {error}", hint="choose another size or student"
         ) from error
-    network.train(training)
     if output.ndim != 2:
         raise UsageError(f"{model} gives no pooled features", hint="choose a student that timm pools")
     return output.shape[1]
+
+
+def _trial(network: nn.Module, input: ImageInput) -> Tensor:
+    """What it gives for one black image, without a trace in it."""
+    training, device = network.training, next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            output: Tensor = network.eval()(torch.zeros(1, 3, input.size, input.size, device=device))
+    finally:
+        network.train(training)
+    return output
 
 
 def _read(file: str) -> dict[str, Tensor]:

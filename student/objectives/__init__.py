@@ -24,4 +24,7 @@ OBJECTIVES = Registry[Objective](
     seed="student.objectives.seed:SEED",
     siglip="student.objectives.siglip:SigLIP",
     vicreg="student.objectives.vicreg:VICReg",
+    hidden="student.objectives.hidden:HiddenStates",
+    attention="student.objectives.attention:AttentionScores",
+    minilm="student.objectives.minilm:MiniLM",
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from featurecache.errors import UsageError
 from featurecache.inputs import Inputs
-from featurecache.types import SparseLogits
+from featurecache.types import OutputSpec, SparseLogits
 
 __all__ = ["Batch", "Dimensions", "Mix", "Objective"]
 
@@ -30,7 +30,8 @@ class Batch:
     inputs: Inputs
     """What the student takes in."""
     targets: Mapping[str, Tensor | SparseLogits]
-    """Teacher outputs by name, float32 (batch, *shape) or sparse logits."""
+    """Teacher outputs by name, float32 (batch, *shape) or sparse logits; for each token of texts (batch, tokens, dim),
+    zeros where `inputs["mask"]` says that there is no token."""
     labels: Tensor
     """int64 (batch,): class index, or NO_LABEL where there is none or it may not be used."""
     rows: Tensor
@@ -57,6 +58,10 @@ class Dimensions:
     """Width of the student's pooled features."""
     targets: Mapping[str, int]
     """Width of each teacher output."""
+    outputs: Mapping[str, OutputSpec] = field(default_factory=dict)
+    """What the cache holds of the teacher's layers, "hidden.6", "qkv.12", ...: for each token."""
+    layers: Mapping[str, OutputSpec] = field(default_factory=dict)
+    """What the student can give of its own layers: for each token."""
     labels: Tensor | None = None
     """int64 (rows of the cache,): the class of each row, NO_LABEL where there is none or it may not be used. As long as
     a bank of one vector for each row must be."""
@@ -90,9 +95,11 @@ class Objective(Protocol):
     paper: ClassVar[str]
     """Authors, venue, arXiv number."""
     needs: ClassVar[tuple[str, ...]]
-    """Teacher outputs that must be in `batch.targets`, or "labels"."""
+    """Teacher outputs that must be in `batch.targets`, or "labels". Of an objective on layers the class has patterns,
+    such as "hidden.{layer}", that its options fill in (`student.objectives.tokens.filled`), and an instance names."""
     heads: ClassVar[tuple[str, ...]]
-    """Student outputs that it reads besides "features": "logits", "embedding" (as wide as the target), "labels"."""
+    """Student outputs that it reads besides "features": "logits", "embedding" (as wide as the target), "labels", and of
+    its layers "hidden.L" and "qkv.L"."""
     bank_rows: int
     """How many other cached rows it wants in `batch.bank`; 0 for none."""
 

@@ -9,7 +9,7 @@ except ImportError:  # a development tool: whoever only trains students need not
     from typing import Annotated as Float
     from typing import Annotated as Int
 
-__all__ = ["Labels", "Logits", "Pairs", "Rows", "Scalar", "Vectors"]
+__all__ = ["Labels", "Logits", "Mask", "Pairs", "Rows", "Scalar", "Tokens", "Vectors"]
 
 Scalar = Float[Tensor, ""]
 Vectors = Float[Tensor, "batch dim"]
@@ -17,3 +17,6 @@ Logits = Float[Tensor, "batch classes"]
 Rows = Float[Tensor, "batch"]
 Labels = Int[Tensor, "batch"]
 Pairs = Bool[Tensor, "batch batch"]
+Tokens = Float[Tensor, "batch tokens _"]
+"""A vector for each token; the widths of student and teacher may differ."""
+Mask = Bool[Tensor, "batch tokens"]

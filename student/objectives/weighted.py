@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 from torch import Tensor, nn
 
 from featurecache.errors import UnknownNameError, UsageError
+from featurecache.layers import is_layer
 from student.objectives import OBJECTIVES
 from student.objectives.base import Batch, Dimensions, Objective
+from student.objectives.tokens import filled
 
 __all__ = [
     "Number",
@@ -26,6 +28,7 @@ __all__ = [
     "option_text",
     "option_words",
     "parse_objective",
+    "term_needs",
 ]
 
 _BETWEEN_TERMS = re.compile(r",(?![^(]*\))")
@@ -75,7 +78,7 @@ class WeightedSum(nn.Module):
         self.parts = nn.ModuleDict(cast(Mapping[str, nn.Module], parts))
         self.weights = {name: weights[name] for name in parts}
         self.needs = _union(_named(part.needs, name) for name, part in parts.items())
-        self.heads = _union(_named(part.heads, name) for name, part in parts.items())
+        self.heads = _union(_named_heads(part.heads, name) for name, part in parts.items())
         self.bank_rows = max(part.bank_rows for part in parts.values())
         self.notes = _union(getattr(part, "notes", ()) for part in parts.values())
         """What the user should read before training."""
@@ -99,19 +102,26 @@ def make_objective(
     dimensions: Dimensions,
     available: Collection[str],
     teachers: Mapping[str, Dimensions] | None = None,
+    *,
+    cache: str = "CACHE",
 ) -> WeightedSum:
     """The objective that the text describes, for data with the `available` teacher outputs, "labels" among them.
 
     `teachers` has what objectives are told of each of several; their outputs are those with a width. A term that the
-    `available` outputs do not serve is one for each teacher that does, and its weight is shared between them. Raises
-    UsageError where one needs more than is there, before anything is trained.
+    `available` outputs do not serve is one for each teacher that does, and its weight is shared between them. `cache`
+    is what the cache is called in what is said about it. Raises UsageError where one needs more than is there, before
+    anything is trained.
     """
     parts: dict[str, Objective] = {}
     weights: dict[str, float] = {}
+    seen: list[str] = []
     for term in parse_objective(text):
-        chosen = _chosen(term, available, teachers or {})
+        seen.append(term.name)
+        count = seen.count(term.name)  # an objective on other layers stands again
+        own = term.objective if count == 1 else f"{term.objective}-{count}"
+        chosen = _chosen(term, available, teachers or {}, cache)
         for teacher in chosen:
-            name = f"{term.objective}@{teacher}" if teacher else term.objective
+            name = f"{own}@{teacher}" if teacher else own
             if name in parts:
                 raise UsageError(f"the objective {name!r} stands twice in {text!r}", hint="give it once")
             told = (teachers or {})[teacher] if teacher else dimensions
@@ -120,13 +130,19 @@ def make_objective(
     return WeightedSum(parts, weights)
 
 
+def term_needs(term: Term, available: Collection[str]) -> tuple[str, ...]:
+    """What a term needs of the `available` teacher outputs: patterns are filled in with its options."""
+    options = {**objective_options(term.objective), **term.options}
+    return tuple(filled(need, options, available) for need in OBJECTIVES.get(term.objective).needs)
+
+
 def parse_objective(text: str) -> list[Term]:
     """The terms of `NAME(OPTION=VALUE,...):WEIGHT,...` in order; a weight left out is 1. Raises UsageError."""
     terms = [_parse_term(part) for part in _BETWEEN_TERMS.split(text)]
-    names = [term.name for term in terms]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"the objective {name!r} stands twice in {text!r}", hint="give it once, with one weight")
+    for number, term in enumerate(terms):
+        if any(other.name == term.name and not _on_other_layers(term, other) for other in terms[:number]):
+            message = f"the objective {term.name!r} stands twice in {text!r}"
+            raise UsageError(message, hint="give it once, with one weight")
     if not any(term.weight for term in terms):
         raise UsageError(f"every weight in {text!r} is 0", hint="give at least one objective a weight above 0")
     return terms
@@ -204,37 +220,40 @@ def _number(what: str, text: str, default: Number) -> Number:
     return number
 
 
-def _chosen(term: Term, available: Collection[str], teachers: Mapping[str, Dimensions]) -> list[str]:
+def _chosen(term: Term, available: Collection[str], teachers: Mapping[str, Dimensions], cache: str) -> list[str]:
     """The teachers that a term is about; "" for what is there under plain names. Raises UsageError."""
     if term.teacher and term.teacher not in teachers:
         if not teachers:
             message = f"{term.name!r} names a teacher, and there is one only"
             raise UsageError(message, hint=f"write {term.objective}, or choose several with --teachers")
         raise UnknownNameError("teacher of this run", term.teacher, teachers)
-    needs = OBJECTIVES.get(term.objective).needs
-    has_labels = "labels" in available
-    if not term.teacher and (not teachers or all(need in available for need in needs)):
-        _check_needs(term.objective, needs, available)
+    if not term.teacher and (not teachers or not _missing(term, available)):
+        _check_needs(term, available, cache)
         return [""]
-    offers = {name: {*told.targets, *(["labels"] if has_labels else [])} for name, told in teachers.items()}
+    labels = {"labels"} & set(available)
+    offers = {name: {*told.targets, *labels} for name, told in teachers.items()}
     if term.teacher:
-        _check_needs(term.name, needs, offers[term.teacher])
+        _check_needs(term, offers[term.teacher], cache)
         return [term.teacher]
-    serving = [name for name, offered in offers.items() if offered.issuperset(needs)]
+    serving = [name for name, offered in offers.items() if not _missing(term, offered)]
     if not serving:
-        _check_needs(term.objective, needs, set.union(*offers.values()))
-        needed = " and ".join(needs)
+        _check_needs(term, set.union(*offers.values()), cache)
+        needed = " and ".join(term_needs(term, ()))
         raise UsageError(f"the objective {term.objective!r} needs {needed} of one teacher, and none gave all of it")
     return serving
 
 
-def _check_needs(name: str, needs: Collection[str], available: Collection[str]) -> None:
-    missing = [need for need in needs if need not in available]
+def _missing(term: Term, available: Collection[str]) -> list[str]:
+    return [need for need in term_needs(term, available) if need not in available]
+
+
+def _check_needs(term: Term, available: Collection[str], cache: str) -> None:
+    missing = _missing(term, available)
     if missing:
         present = ", ".join(sorted(available)) or "nothing"
+        remedies = (_REMEDIES.get(need, f"add it with `fc extend {cache} --outputs {need}`") for need in missing)
         raise UsageError(
-            f"the objective {name!r} needs {' and '.join(missing)}; there is {present}",
-            hint="; ".join(_REMEDIES.get(need, f"extract with `--outputs {need}`") for need in missing),
+            f"the objective {term.name!r} needs {' and '.join(missing)}; there is {present}", hint="; ".join(remedies)
         )
 
 
@@ -244,11 +263,22 @@ def _named(names: Iterable[str], part: str) -> tuple[str, ...]:
     return tuple(f"{teacher}/{name}" if teacher and name != "labels" else name for name in names)
 
 
+def _named_heads(names: Iterable[str], part: str) -> tuple[str, ...]:
+    """The same of heads; the student's layers are no teacher's."""
+    return tuple(name if is_layer(name) else _named((name,), part)[0] for name in names)
+
+
 def _plain(values: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """What is one teacher's by its plain name, with what is no teacher's at all."""
     prefix = f"{teacher}/"
     shared = {name: value for name, value in values.items() if "/" not in name}
     return shared | {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _on_other_layers(term: Term, other: Term) -> bool:
+    """Whether two terms of one objective are on layers of their own."""
+    has_layers = any("{" in need for need in OBJECTIVES.get(term.objective).needs)
+    return has_layers and term.options != other.options
 
 
 def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

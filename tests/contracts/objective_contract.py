@@ -8,13 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from featurecache.types import NO_LABEL
+from featurecache.types import NO_LABEL, OutputSpec
 from student.objectives import OBJECTIVES, Batch, Dimensions, Objective
 
 CLASSES, FEATURES, WIDTH = 7, 10, 6
+TOKENS = 4
+OUTPUTS = {
+    "hidden.6": OutputSpec("hidden.6", (5,), longest=TOKENS),
+    "qkv.6": OutputSpec("qkv.6", (24,), longest=TOKENS, heads=2),
+}
+LAYERS = {
+    "hidden.2": OutputSpec("hidden.2", (3,), longest=TOKENS),
+    "qkv.2": OutputSpec("qkv.2", (12,), longest=TOKENS, heads=2),
+}
+_LAYER_WIDTHS = {name: spec.shape[-1] for name, spec in (OUTPUTS | LAYERS).items()}
 DIMENSIONS = Dimensions(
     features=FEATURES,
-    targets={"embedding": WIDTH, "logits": CLASSES},
+    targets={"embedding": WIDTH, "logits": CLASSES, **{name: spec.shape[-1] for name, spec in OUTPUTS.items()}},
+    outputs=OUTPUTS,
+    layers=LAYERS,
     labels=torch.tensor([0, 1, NO_LABEL, 2, 0, 0, NO_LABEL, 1, 2, 1, 0, NO_LABEL]),
     classifier=(torch.linspace(-1, 1, CLASSES * WIDTH).reshape(CLASSES, WIDTH), torch.linspace(-0.3, 0.3, CLASSES)),
 )
@@ -22,13 +34,18 @@ _HEADS = {"labels": CLASSES, "logits": CLASSES, "embedding": WIDTH}
 
 
 def random_batch(count: int, *, targets: tuple[str, ...], bank_rows: int = 0, seed: int = 0) -> Batch:
-    """Random float64 targets; every third sample from the second on has no label."""
+    """Random float64 targets; every third sample from the second on has no label. Texts of 1 to 4 tokens where targets
+    are for each token."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (count,), generator=draw)
     labels[1::3] = NO_LABEL
+    lengths = torch.randint(1, TOKENS + 1, (count, 1), generator=draw)
+    lengths[-1] = TOKENS
+    mask = torch.arange(TOKENS) < lengths
+    values = {name: _values(draw, count, name) for name in targets if name != "labels"}
     return Batch(
-        inputs={},
-        targets={name: _normal(draw, count, DIMENSIONS.targets[name]) for name in targets if name != "labels"},
+        inputs={"mask": mask} if any(value.ndim == 3 for value in values.values()) else {},
+        targets={name: value * mask[:, :, None] if value.ndim == 3 else value for name, value in values.items()},
         labels=labels,
         rows=torch.randperm(count, generator=draw),
         bank={"embedding": _normal(draw, bank_rows, WIDTH)} if bank_rows else {},
@@ -38,8 +55,14 @@ def random_batch(count: int, *, targets: tuple[str, ...], bank_rows: int = 0, se
 def random_outputs(count: int, *, heads: tuple[str, ...], seed: int = 1) -> dict[str, Tensor]:
     """Random float64 student outputs that want gradients: features, and the heads."""
     draw = torch.Generator().manual_seed(seed)
-    widths = {"features": FEATURES} | {head: _HEADS[head] for head in heads}
-    return {name: _normal(draw, count, width).requires_grad_() for name, width in widths.items()}
+    return {name: _values(draw, count, name).requires_grad_() for name in ("features", *heads)}
+
+
+def _values(draw: torch.Generator, count: int, name: str) -> Tensor:
+    """(count, width), or (count, tokens, width) of a layer; of a head the width that its target has."""
+    if name in _LAYER_WIDTHS:
+        return torch.randn(count, TOKENS, _LAYER_WIDTHS[name], generator=draw, dtype=torch.float64)
+    return _normal(draw, count, FEATURES if name == "features" else _HEADS[name])
 
 
 def _normal(draw: torch.Generator, count: int, width: int) -> Tensor:
@@ -71,7 +94,7 @@ class ObjectiveContract:
         assert all(option.kind is option.KEYWORD_ONLY for option in options)
         for option in options:
             words = get_args(option.annotation)
-            assert option.default in words if isinstance(option.default, str) else option.default >= 0
+            assert option.default in words if isinstance(option.default, str) else option.default >= -1
 
     @pytest.mark.parametrize("count", [1, 2, 9])
     def test_is_a_finite_scalar_with_finite_gradients(self, objective, count):
@@ -99,7 +122,7 @@ class ObjectiveContract:
         outputs, batch = random_outputs(9, heads=objective.heads), self.batch(objective, 9)
         order = torch.randperm(9)
         shuffled = Batch(
-            inputs={},
+            inputs={name: value[order] for name, value in batch.inputs.items()},
             targets={name: target[order] for name, target in batch.targets.items()},
             labels=batch.labels[order],
             rows=batch.rows[order],
@@ -132,5 +155,5 @@ class ObjectiveContract:
         targets = {name: target.float() for name, target in batch.targets.items()}
         bank = {name: rows.float() for name, rows in batch.bank.items()}
         with torch.inference_mode():
-            single = Batch(inputs={}, targets=targets, labels=batch.labels, rows=batch.rows, bank=bank)
+            single = Batch(inputs=batch.inputs, targets=targets, labels=batch.labels, rows=batch.rows, bank=bank)
             assert objective(outputs, single).dtype == torch.float32

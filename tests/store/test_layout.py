@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.store.layout import (
+    OFFSETS,
     EncodedOutput,
     PartSpec,
     array_metadata,
@@ -93,9 +94,14 @@ def test_part_json_reads_back(views):
         split="train",
         rows=2**40,
         identity={"kind": "teacher", "data": rows_identity(3), "ümlaut": [1.5, None, "ü"]},
-        arrays=(ArraySpec("logits.values", "float16", (2, 3), ("a", "b")), ArraySpec("key", "uint8", longest=7)),
+        arrays=(
+            ArraySpec("logits.values", "float16", (2, 3), ("a", "b")),
+            ArraySpec("qkv.2", "float16", (12,), ("feature",), longest=7),
+            OFFSETS,
+        ),
         views=views,
         outputs=(
+            EncodedOutput(OutputSpec("qkv.2", (12,), longest=7, heads=2), "float16"),
             EncodedOutput(OutputSpec("logits", (3,), ("x", "y", "z")), "topk:2@1"),
             EncodedOutput(OutputSpec("embedding", (2,)), "int8:column", (0.0, 1.5)),
         ),

@@ -1,5 +1,7 @@
 """Arrays of a part: the same values as Zarr reads, checked when first touched, into buffers or new memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import zarr
@@ -104,6 +106,7 @@ def test_hostile_offsets(objects, offsets):
 
 def test_offsets_into_what_is_not_there(objects):
     part = teacher_part(20, views=None, arrays=(ArraySpec("text", "uint8", longest=2**19), VALID))
+    part = replace(part, kind="inputs", outputs=(), facts={"proof": "of a text"})
     writer = CacheWriter(objects, part)
     (shard,) = writer.pending()
     writer.write(shard, {"text": np.ones(3, np.uint8), "valid": np.ones(20, np.uint8)})

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from featurecache.errors import UnknownNameError, UsageError
-from featurecache.types import NO_LABEL
+from featurecache.types import NO_LABEL, OutputSpec
 from student.objectives import OBJECTIVES
 from student.objectives.base import Dimensions
-from student.objectives.weighted import make_objective, objective_options, option_text, parse_objective
-from tests.contracts.objective_contract import DIMENSIONS, random_batch, random_outputs
+from student.objectives.weighted import make_objective, objective_options, option_text, parse_objective, term_needs
+from tests.contracts.objective_contract import DIMENSIONS, OUTPUTS, TOKENS, random_batch, random_outputs
 
-EVERYTHING = ("embedding", "logits", "labels")
+EVERYTHING = ("embedding", "logits", "labels", "hidden.6", "qkv.6")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_a_batch_without_labels_still_trains_the_other_parts():
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_of_the_table_is_made_from_its_own_defaults(name):
     options = ",".join(f"{option}={option_text(default)}" for option, default in objective_options(name).items())
-    assert make_objective(f"{name}({options}):1", DIMENSIONS, EVERYTHING).needs == OBJECTIVES.get(name).needs
+    expected = tuple(need.replace("{layer}", "6") for need in OBJECTIVES.get(name).needs)
+    assert make_objective(f"{name}({options}):1", DIMENSIONS, EVERYTHING).needs == expected
 
 
 def test_notes_of_all_parts():
@@ -209,3 +210,37 @@ def test_refuses_teachers_that_cannot_serve(text, teachers, message, hint):
     with pytest.raises(UsageError) as caught:
         make_objective(text, DIMENSIONS, ["labels"], teachers)
     assert message in caught.value.message and hint in caught.value.hint
+
+
+def test_an_objective_on_layers_can_stand_for_several_pairs():
+    dimensions = replace(DIMENSIONS, outputs={**OUTPUTS, "hidden.3": OutputSpec("hidden.3", (5,), longest=TOKENS)})
+    text = "hidden:2,hidden(layer=3,student_layer=2):0.5"
+    objective = make_objective(text, dimensions, [*EVERYTHING, "hidden.3"])
+    assert objective.needs == ("hidden.6", "hidden.3") and objective.heads == ("hidden.2",)
+    assert objective.weights == {"hidden": 2, "hidden-2": 0.5}
+    outputs, batch = random_outputs(3, heads=objective.heads), random_batch(3, targets=("hidden.6",))
+    batch = replace(batch, targets={**batch.targets, "hidden.3": -batch.targets["hidden.6"]})
+    total, parts = objective.double()(outputs, batch)
+    torch.testing.assert_close(total.detach(), 2 * parts["hidden"] + 0.5 * parts["hidden-2"])
+    with pytest.raises(UsageError, match="stands twice"):
+        parse_objective("hidden(layer=3),ce,hidden(layer=3):2")
+
+
+@pytest.mark.parametrize(
+    ("text", "available", "needed"),
+    [
+        ("hidden(layer=3)", ("hidden.6", "labels"), "hidden.3"),
+        ("minilm", ("hidden.6",), "qkv.last"),
+        ("attention(layer=0)", ("qkv.6",), "qkv.0"),
+    ],
+)
+def test_a_layer_that_is_not_cached_is_refused_with_the_command_that_adds_it(text, available, needed):
+    with pytest.raises(UsageError, match=f"needs {needed}; there is") as caught:
+        make_objective(text, DIMENSIONS, available, cache="./mine")
+    assert caught.value.hint == f"add it with `fc extend ./mine --outputs {needed}`"
+
+
+def test_the_deepest_layer_is_that_of_the_largest_number():
+    available = ["hidden.6", "hidden.12", "hidden.9", "qkv.40", "other/hidden.99"]
+    assert term_needs(parse_objective("hidden")[0], available) == ("hidden.12",)
+    assert term_needs(parse_objective("hidden(layer=-1),ce")[1], available) == ("labels",)
