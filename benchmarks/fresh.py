@@ -48,7 +48,9 @@ class FreshViews:
         """Full batches of an epoch."""
         return max(len(self) // batch_size, 1)
 
-    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    def shuffled(
+        self, batch_size: int, *, seed: int, start: int, stop: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Batches of steps [start, stop)."""
         frames = (self._frames(*self._chosen(step, batch_size, seed)) for step in range(start, stop))
         for loaded in load(self._source, self._input, frames):
@@ -61,7 +63,7 @@ class FreshViews:
                 rows=torch.from_numpy(loaded.rows),
             )
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, *, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Not needed: nothing is validated."""
         raise NotImplementedError
 

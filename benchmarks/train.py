@@ -209,11 +209,13 @@ class InMemory:
         """All of them."""
         return len(self.batches)
 
-    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    def shuffled(
+        self, batch_size: int, *, seed: int, start: int, stop: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Steps [start, stop), not shuffled at all."""
         return itertools.islice(itertools.cycle(self.batches), start, stop)
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, *, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Each once."""
         return iter(self.batches)
 

@@ -46,12 +46,14 @@ class TrainingData(Protocol):
         """Batches of an epoch."""
         ...
 
-    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps [start, stop), each a function of (seed, step)."""
+    def shuffled(
+        self, batch_size: int, *, seed: int, start: int, stop: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Batches of steps [start, stop), each a function of (seed, step); of each the n-th of m equal parts."""
         ...
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once."""
+    def in_order(self, batch_size: int, *, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """Every row once, in batches; of these the `first`, and every so many after it."""
         ...
 
     def keys_of(self, rows: torch.Tensor) -> list[str]:
@@ -138,13 +140,16 @@ class CachedData:
         """Full batches in the data; one smaller batch where there is not a full one."""
         return max(len(self) // self._samples_a_step(batch_size), 1)
 
-    def shuffled(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    def shuffled(
+        self, batch_size: int, *, seed: int, start: int, stop: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Batches of steps [start, stop). What a step holds is a function of (seed, step) and the shuffle alone.
 
-        A batch holds `batch_size` images or texts: some views of each of its samples.
+        A batch holds `batch_size` images or texts: some views of each of its samples. `part` is (n, m): only the n-th
+        of m equal parts of each, in order; samples at the end that make no equal parts are left out. Banks are whole.
         """
         plan, chosen = itertools.tee(self._plan(batch_size, seed=seed, start=start, stop=stop))
-        batches = self._batches(plan)
+        batches = self._batches(step.part(*part) for step in plan)
         if not self.bank_rows or self.targets is None:
             yield from batches
             return
@@ -162,11 +167,11 @@ class CachedData:
                 bank_labels=transfer.send(self._label_of[self._sample_of[rows]]),
             )
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """The plain view of every row once, in the cache's order."""
-        starts = range(0, len(self), batch_size)
-        every = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
-        return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(every))
+    def in_order(self, batch_size: int, *, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The plain view of every row once, in the cache's order; of the batches the `first`, and then each `every`."""
+        starts = range(first * batch_size, len(self), every * batch_size)
+        rows = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
+        return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(rows))
 
     def keys_of(self, rows: torch.Tensor) -> list[str]:
         """The keys of rows of the cache, int64 (n,); of samples of the source where there is no cache."""
@@ -270,15 +275,16 @@ class CachedData:
             targets=targets,
             labels=transfer.send(self.labels[at]),
             rows=transfer.send(self.rows[at]),
-            mix=self._mix(loaded, finished, transfer),
+            mix=self._mix(loaded, finished, transfer, always=step.is_part),
         )
 
-    def _mix(self, loaded: Loaded, finished: Finished, transfer: Transfer) -> Mix | None:
-        """Labels and shares of what the frames were mixed with."""
+    def _mix(self, loaded: Loaded, finished: Finished, transfer: Transfer, *, always: bool) -> Mix | None:
+        """Labels and shares of what the frames were mixed with; None if none was, or, with `always`, none can be."""
         is_mixed = finished.partners >= 0
-        if not is_mixed.any():
+        if not isinstance(self._augmentation, ImageAugmentation) or not self._augmentation.mixes:
             return None
-        assert isinstance(self._augmentation, ImageAugmentation)
+        if not (always or is_mixed.any()):
+            return None
         shares = self._augmentation.own_share(loaded.frames.parameters[finished.asked])
         partners = loaded.rows[loaded.frames.shows[finished.partners]]
         labels = np.where(is_mixed, self._label_of[partners], NO_LABEL)
@@ -312,6 +318,16 @@ class _Step:
     """int64 (samples, views): in which of their views they are shown."""
     near: np.ndarray | None = None
     """int64: the positions that are in memory, from which a bank can be drawn; None where all are."""
+    is_part: bool = False
+    """Whether other processes have the rest."""
+
+    def part(self, number: int, of: int) -> "_Step":
+        """One of so many equal parts of the batch."""
+        if of == 1:
+            return self
+        size = len(self.positions) // of
+        own = slice(number * size, (number + 1) * size)
+        return replace(self, positions=self.positions[own], views=self.views[own], is_part=True)
 
 
 def _undecoded(reader: CacheReader, outputs: Sequence[str], views: int) -> np.ndarray:

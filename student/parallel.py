@@ -67,6 +67,16 @@ class Ranks:
         """Whether this is the process that prints and publishes."""
         return self.rank == 0
 
+    def first_says(self, value: bool) -> bool:
+        """What the first process says: for what a clock decides, which is another on each."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        told = torch.tensor(value)  # on the CPU
+        dist.broadcast(told, src=0)
+        return bool(told)
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world > 1:

@@ -45,6 +45,8 @@ class TrainSettings:
     """Whether the student is compiled by torch.compile; where that fails, it runs as it is, and a warning says so."""
     channels_last: bool = False
     """Whether images and convolutions lie in memory with their channels innermost."""
+    shard: bool = False
+    """Whether several processes share out weights and optimizer between them (FSDP2), or each has all (DDP)."""
     seed: int = 0
     """Of weights, order, dropout and negatives."""
     interval: int = 0
@@ -66,6 +68,10 @@ class TrainSettings:
                 f"ema is {self.ema:g}, layer decay {self.layer_decay:g}, patience {self.patience}",
                 hint="ema is from 0 to below 1, the layer decay above 0 and at most 1, the patience 0 or more",
             )
+
+        if self.shard and (self.ema or self.patience):
+            message = "weights that are shared out between processes have no average, and no best ones to go back to"
+            raise UsageError(message, hint="leave out the sharding, or the average and the patience")
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """What a forward pass on this device runs under."""

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from featurecache.errors import UsageError
 from student.checkpoint import load_checkpoint, load_weights, read_facts, save_checkpoint, save_tensors
+from student.distribute import average_gradients, clip_gradients, copy_from_first, distribute, shard
 from student.finite import Watch
 from student.objectives.base import Batch
 from student.objectives.weighted import WeightedSum
-from student.optim import clip_gradients, layer_scales, learning_rate, make_optimizer, set_learning_rate, trainable
+from student.optim import layer_scales, learning_rate, make_optimizer, set_learning_rate, trainable
+from student.parallel import Ranks, gather_batch, gather_outputs
 from student.randomness import Randomness
 from student.settings import TrainSettings
+from student.synced_norm import synchronise_norms
 
 __all__ = ["Trainee"]
 
@@ -31,12 +34,13 @@ class Trainee:
         objective: WeightedSum,
         settings: TrainSettings,
         *,
-        device: torch.device,
+        ranks: Ranks,
         checkpoint: Path | None = None,
         randomness: Randomness | None = None,
     ) -> None:
         """`student` maps a batch of inputs to outputs by name, as a `Student` does; it is trained in place.
 
+        `ranks` are the processes that train it together, each with a part of every batch, and where this one does so.
         `checkpoint` is where everything is saved. With `randomness` the student draws from random numbers of its own,
         so that it learns beside others what it would learn alone.
         Raises UsageError for a patience without a checkpoint, and a layer decay that the student has no depths for.
@@ -44,10 +48,11 @@ class Trainee:
         if settings.patience and checkpoint is None:
             raise UsageError("the best weights must be kept somewhere", hint="give a checkpoint, or no patience")
         self.settings = settings
-        self.device = device
-        self.student, self.objective = student.to(device), objective.to(device)
+        self.ranks = ranks
+        self.student, self.objective = student.to(ranks.device), objective.to(ranks.device)
         if settings.channels_last:
             student.to(memory_format=torch.channels_last)
+        self._forward = self._spread()
         self._averaged = ModelEmaV3(student, settings.ema, use_warmup=True) if settings.ema else None
         self._optimizer = make_optimizer(
             [student, objective],
@@ -55,10 +60,10 @@ class Trainee:
             weight_decay=settings.weight_decay,
             scales=layer_scales(student, settings.layer_decay) if settings.layer_decay < 1 else {},
         )
-        self._scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=settings.precision == "float16")
         self._weights = trainable([student, objective])  # finding them for each step costs as much as a small layer
         self._watch = Watch(self._weights)
-        self._compiled: Any = torch.compile(student) if settings.compile else None
+        self._compiled: Any = torch.compile(self._forward) if settings.compile else None
         self._checkpoint = checkpoint
         self._randomness = randomness or contextlib.nullcontext()
         self._losses: dict[str, Tensor] = {}
@@ -89,7 +94,13 @@ class Trainee:
         assert self._checkpoint is not None
         with self._randomness:
             self.done = load_checkpoint(
-                self._checkpoint, self._modules(), self._optimizer, scaler=self._scaler, device=self.device
+                self._checkpoint,
+                self._modules(),
+                self._optimizer,
+                scaler=self._scaler,
+                device=self.ranks.device,
+                ranks=self.ranks,
+                seed=self.settings.seed,
             )
         facts = read_facts(self._checkpoint)
         self.best, self._worse = facts["best"], facts["worse"]
@@ -98,16 +109,15 @@ class Trainee:
         """Add a batch's gradients and, with `ends_step`, make an optimizer step.
 
         Returns the total and each objective's own value, sums over the step so far of their parts: at its end the means
-        over its batches. They are scalars that stay on the device.
+        over its batches. They are scalars that stay on the device, the same on every rank.
         """
         if not self._rows:
             self._optimizer.zero_grad(set_to_none=True)
-        with self._randomness:
+        with self._randomness, self._exchanging(ends_step):
             losses = self._gradients(batch)
         share = 1 / self.settings.accumulate
         found = {name: share * value + self._losses.get(name, 0) for name, value in losses.items()}
         self._losses = {} if ends_step else found
-        self._rows.append(batch.rows)
         if ends_step:
             self._step()
             self._watch.add(self.done, found, self._rows)
@@ -124,7 +134,7 @@ class Trainee:
             self._worse += 1
             return
         self.best, self._worse = loss, 0
-        if self.settings.patience:
+        if self.settings.patience and self.ranks.is_first:
             save_tensors(self._best_weights, self.judged.state_dict())
 
     def save(self) -> None:
@@ -138,13 +148,15 @@ class Trainee:
                 self._optimizer,
                 step=self.done,
                 scaler=self._scaler,
-                device=self.device,
+                device=self.ranks.device,
                 facts={"best": self.best, "worse": self._worse},
+                ranks=self.ranks,
             )
 
     def finish(self) -> None:
         """Leave in the student what is kept: the best weights, or the averaged ones, or the last ones."""
         if self.settings.patience and self.best is not None:
+            self.ranks.wait()
             load_weights(self._best_weights, self.student)
         elif self._averaged is not None:
             self.student.load_state_dict(self._averaged.module.state_dict())
@@ -154,6 +166,21 @@ class Trainee:
     def _best_weights(self) -> Path:
         assert self._checkpoint is not None
         return self._checkpoint.with_name("best.safetensors")
+
+    def _spread(self) -> nn.Module:
+        """What is called in training: the student, or what exchanges its gradients with the other ranks."""
+        synchronise_norms(self.student, self.ranks)
+        copy_from_first(self.objective, self.ranks)
+        if self.settings.shard:
+            return shard(self.student, self.ranks)
+        # an objective on the student's layers leaves those above them without gradients
+        uses_layers = any("." in head for head in self.objective.heads)
+        return distribute(self.student, self.ranks, find_unused=uses_layers)
+
+    def _exchanging(self, ends_step: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged once a step."""
+        no_sync = None if ends_step else getattr(self._forward, "no_sync", None)
+        return no_sync() if no_sync else contextlib.nullcontext()
 
     def _modules(self) -> dict[str, nn.Module]:
         averaged = {} if self._averaged is None else {"averaged": self._averaged.module}
@@ -171,13 +198,17 @@ class Trainee:
                 self.warning = f"the student is not compiled, but runs as it is: {why}"
                 self._compiled = None
                 torch.set_rng_state(random)
-        return self._gradients_through(self.student, batch)
+        return self._gradients_through(self._forward, batch)
 
     def _gradients_through(self, forward: Callable[..., dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
-        with self.settings.autocast(self.device):
+        with self.settings.autocast(self.ranks.device):
             outputs = forward(batch.inputs)
+        tokens = _token_dims(outputs, batch)
+        outputs = gather_outputs(outputs, self.ranks, token_dims=tokens)
+        batch = gather_batch(batch, self.ranks, token_dims=tokens)
         total, parts = self.objective(outputs, batch)
         self._scaler.scale(total / self.settings.accumulate).backward()
+        self._rows.append(batch.rows)
         return {"loss": total.detach(), **parts}
 
     def _step(self) -> None:
@@ -189,6 +220,7 @@ class Trainee:
             peak=settings.learning_rate,
         )
         set_learning_rate(self._optimizer, self.rate)
+        average_gradients(self.objective.parameters(), self.ranks)
         if settings.clip:
             self._scaler.unscale_(self._optimizer)
             clip_gradients(self._weights, max_norm=settings.clip)
@@ -197,3 +229,11 @@ class Trainee:
         self.done += 1
         if self._averaged is not None:
             self._averaged.update(self.student, step=self.done)
+
+
+def _token_dims(outputs: dict[str, Tensor], batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Which outputs and targets are as long as the longest text of the batch: those with a vector for each token."""
+    if "mask" not in batch.inputs:
+        return {}
+    values = {**batch.targets, **outputs}
+    return {name: (1,) for name, value in values.items() if isinstance(value, Tensor) and value.ndim == 3}

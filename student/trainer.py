@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from featurecache.errors import UsageError
 from student.data import TrainingData
 from student.objectives.weighted import WeightedSum
+from student.parallel import Ranks, mean_over_ranks
 from student.settings import TrainSettings
 from student.trainee import Trainee
 
@@ -56,15 +57,17 @@ def train(
     validation: TrainingData | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    ranks: Ranks | None = None,
 ) -> Iterator[Step | Validated]:
     """Train one student in place, yielding every step, and a validation at every interval and at the end.
 
     `student` maps a batch of inputs to outputs by name, as a `Student` does.
     With `checkpoint`, everything is saved there after each validation and every five minutes; with `resume` the run
     goes on from it, with the same batches and the same random numbers as one that was never interrupted.
+    `ranks` are the processes that do so together, one alone by default; every one is given all of the data.
     Raises FeatureCacheError when the loss is no longer finite.
     """
-    trainee = Trainee(student, objective, settings, device=data.device, checkpoint=checkpoint)
+    trainee = Trainee(student, objective, settings, ranks=ranks or Ranks.alone(data.device), checkpoint=checkpoint)
     if resume and checkpoint is not None:
         trainee.resume()
     return train_together([trainee], data, settings, validation=validation)
@@ -91,13 +94,17 @@ def train_together(
 def _train(
     trainees: Sequence[Trainee], data: TrainingData, settings: TrainSettings, validation: TrainingData | None
 ) -> Iterator[Step | Validated]:
-    per_step = settings.accumulate
+    per_step, ranks = settings.accumulate, trainees[0].ranks
     per_epoch = max(data.steps_per_epoch(settings.batch_size) // per_step, 1)
     interval = settings.interval or max(per_epoch, 100)
     waiting = [trainee for trainee in trainees if not trainee.has_stopped]
     first = min((trainee.done for trainee in waiting), default=settings.steps)
     batches = data.shuffled(
-        settings.batch_size, seed=settings.seed, start=first * per_step, stop=settings.steps * per_step
+        settings.batch_size,
+        seed=settings.seed,
+        start=first * per_step,
+        stop=settings.steps * per_step,
+        part=(ranks.rank, ranks.world),
     )
     saved = time.monotonic()
     for trainee in waiting:
@@ -114,13 +121,14 @@ def _train(
         if not is_last:
             continue
         is_round = step % interval == 0 or step == settings.steps
-        saves = is_round or time.monotonic() - saved > _SAVE_SECONDS
-        if saves or step % LOG_EVERY == 0:
+        looks = is_round or step % LOG_EVERY == 0
+        saves = is_round or (looks and ranks.first_says(time.monotonic() - saved > _SAVE_SECONDS))
+        if looks:
             for trainee in learning:
                 trainee.check_finite(data.keys_of, weights=saves)
         if is_round and validation is not None:
             judged = [(trainee.judged, trainee.objective) for trainee in learning]
-            for trainee, found in zip(learning, _evaluate(judged, validation, settings), strict=True):
+            for trainee, found in zip(learning, _evaluate(judged, validation, settings, ranks), strict=True):
                 trainee.note_validation(found["loss"])
                 yield Validated(step, epoch, found, trainees.index(trainee))
         if saves:
@@ -138,28 +146,34 @@ def evaluate_objective(
     student: nn.Module, objective: WeightedSum, data: TrainingData, settings: TrainSettings
 ) -> dict[str, float]:
     """The mean of the total and of each objective over all rows, without gradients or dropout."""
-    return _evaluate([(student, objective)], data, settings)[0]
+    return _evaluate([(student, objective)], data, settings, Ranks.alone(data.device))[0]
 
 
 def _evaluate(
-    judged: Sequence[tuple[nn.Module, WeightedSum]], data: TrainingData, settings: TrainSettings
+    judged: Sequence[tuple[nn.Module, WeightedSum]], data: TrainingData, settings: TrainSettings, ranks: Ranks
 ) -> list[dict[str, float]]:
-    """Of each student with its objective, in one pass over the rows; modules are left in the mode they were in."""
+    """Of each student with its objective, in one pass over the rows; modules are left in the mode they were in.
+
+    Every rank takes its share of the batches, each whole; but all of them where the weights are shared out, for then
+    no rank can compute without the others.
+    """
+    shares = Ranks.alone(ranks.device) if settings.shard else ranks
     modules = [module for pair in judged for module in pair]
     were_training = [module.training for module in modules]
     for module in modules:
         module.eval()
-    sums: list[dict[str, Tensor]] = [{} for _ in judged]
+    names = [["loss", *objective.parts] for _, objective in judged]
+    sums = [{name: torch.zeros((), device=data.device) for name in own} for own in names]
     rows = 0
     with torch.inference_mode():
-        for batch in data.in_order(settings.batch_size):
+        for batch in data.in_order(settings.batch_size, first=shares.rank, every=shares.world):
             rows += len(batch.rows)
             for (student, objective), found in zip(judged, sums, strict=True):
                 with settings.autocast(data.device):
                     outputs = student(batch.inputs)
                 total, parts = objective(outputs, batch)
                 for name, value in {"loss": total, **parts}.items():
-                    found[name] = found.get(name, 0) + value.float() * len(batch.rows)
+                    found[name] = found[name] + value.float() * len(batch.rows)
     for module, was_training in zip(modules, were_training, strict=True):
         module.train(was_training)
-    return [{name: float(value) / rows for name, value in found.items()} for found in sums]
+    return [mean_over_ranks(found, dict.fromkeys(found, rows), shares) for found in sums]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from student.optim import clip_gradients, learning_rate, make_optimizer, trainable
+from student.distribute import clip_gradients
+from student.optim import learning_rate, make_optimizer, trainable
 
 
 class Small(nn.Module):

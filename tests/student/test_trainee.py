@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from featurecache.errors import FeatureCacheError, UsageError
 from student.optim import layer_scales
+from student.parallel import Ranks
 from student.randomness import Randomness
 from student.settings import TrainSettings
 from student.trainee import Trainee
@@ -54,18 +55,18 @@ class Halves:
     def keys_of(self, rows):
         return self.whole.keys_of(rows)
 
-    def in_order(self, batch_size):
+    def in_order(self, batch_size, *, first=0, every=1):
         return self.whole.in_order(batch_size)
 
-    def shuffled(self, batch_size, *, seed, start, stop):
+    def shuffled(self, batch_size, *, seed, start, stop, part=(0, 1)):
         assert start % 2 == stop % 2 == 0
         for batch in self.whole.shuffled(self.batch_size, seed=seed, start=start // 2, stop=stop // 2):
-            for part in (slice(0, batch_size), slice(batch_size, None)):
+            for half in (slice(0, batch_size), slice(batch_size, None)):
                 cut = copy.copy(batch)
                 for name in ("inputs", "targets"):
-                    object.__setattr__(cut, name, {key: value[part] for key, value in getattr(batch, name).items()})
-                object.__setattr__(cut, "labels", batch.labels[part])
-                object.__setattr__(cut, "rows", batch.rows[part])
+                    object.__setattr__(cut, name, {key: value[half] for key, value in getattr(batch, name).items()})
+                object.__setattr__(cut, "labels", batch.labels[half])
+                object.__setattr__(cut, "rows", batch.rows[half])
                 yield cut
 
 
@@ -143,7 +144,7 @@ def test_a_student_without_depths_has_no_layer_decay(data):
     _, objective = make_parts()
     settings = TrainSettings(steps=1, layer_decay=0.5)
     with pytest.raises(UsageError, match="does not say how deep"):
-        Trainee(torch.nn.Linear(2, 2), objective, settings, device=CPU)
+        Trainee(torch.nn.Linear(2, 2), objective, settings, ranks=Ranks.alone())
 
 
 def too_fast(steps=60, **more):
@@ -199,7 +200,9 @@ def side_by_side(data, texts, settings, *, folder=None, dropout=0.3, seeds=(0, 1
         student, objective = make_parts(text, dropout=dropout, seed=seed)
         checkpoint = folder / f"{number}" / "last.safetensors" if folder else None
         trainees.append(
-            Trainee(student, objective, settings, device=CPU, checkpoint=checkpoint, randomness=Randomness(CPU))
+            Trainee(
+                student, objective, settings, ranks=Ranks.alone(), checkpoint=checkpoint, randomness=Randomness(CPU)
+            )
         )
         if resume:
             trainees[-1].resume()
@@ -276,7 +279,7 @@ def test_a_student_that_cannot_be_compiled_runs_as_it_is_and_says_so(data, monke
     monkeypatch.setattr(torch, "compile", lambda module: torch._dynamo.optimize(fails)(module))
     student, objective = make_parts(dropout=0.3)
     settings = TrainSettings(steps=12, batch_size=16, learning_rate=0.01, compile=True)
-    trainee = Trainee(student, objective, settings, device=CPU)
+    trainee = Trainee(student, objective, settings, ranks=Ranks.alone())
     list(train_together([trainee], data, settings))
     assert trainee.warning.startswith("the student is not compiled, but runs as it is: ")
     assert "no compiler and more" in trainee.warning and "\n" not in trainee.warning
@@ -288,7 +291,7 @@ def test_where_channels_lie_changes_no_result(data):
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     expected = network(images)
     settings = TrainSettings(steps=1, channels_last=True)
-    Trainee(network, make_parts()[1], settings, device=CPU)
+    Trainee(network, make_parts()[1], settings, ranks=Ranks.alone())
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(network(images), expected, rtol=1e-12, atol=1e-12)
 

@@ -255,10 +255,10 @@ class Prepared:
     def steps_per_epoch(self, batch_size):
         return self.per_epoch
 
-    def shuffled(self, batch_size, *, seed, start, stop):
+    def shuffled(self, batch_size, *, seed, start, stop, part=(0, 1)):
         return iter(self.batches[start:stop])
 
-    def in_order(self, batch_size):
+    def in_order(self, batch_size, *, first=0, every=1):
         return iter(self.batches)
 
     def keys_of(self, rows):
