@@ -267,4 +267,4 @@ def _valid_frames(frames: Frames, reasons: np.ndarray) -> np.ndarray:
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: sent(tensor.numpy(), device) for name, tensor in inputs.items()}
