@@ -168,8 +168,11 @@ class ImageInput:
         """uint8 (batch, 3, size, size) -> float32, scaled to [0, 1], less mean, over std, on the images' device."""
         import torch
 
-        scale = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
-        shift = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
+        # filled on the device: numbers copied to a GPU would wait until it has done all that was asked of it
+        scale, shift = (
+            torch.cat([torch.full((1,), value, device=images.device) for value in values]).view(-1, 1, 1) * 255
+            for values in (self.std, self.mean)
+        )
         return (images.float() - shift) / scale
 
     def proof(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Moving", "Transfer", "one_ahead"]
+__all__ = ["Moving", "Transfer", "one_ahead", "sent"]
 
 Item = TypeVar("Item")
 
@@ -49,13 +49,23 @@ class Transfer:
             return Moving(moved, self._copies.record_event())
 
     def send(self, array: np.ndarray) -> Tensor:
-        """A small array on the device, in order with what is computed there; nobody waits."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.is_own_stream else tensor.to(self.device)
+        """A small array on the device, as `sent` brings it there."""
+        return sent(array, self.device)
 
     def ahead(self, moving: Iterator[Item]) -> Iterator[Item]:
         """What an iterator begins, one item later than it was begun where copies run beside the computation."""
         return one_ahead(moving) if self.is_own_stream else moving
+
+
+def sent(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """A small array on a device, in order with what is computed there; the caller waits for nothing.
+
+    From memory that is not pinned, a copy to a GPU waits until all that was asked of it before is done.
+    """
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -53,7 +53,7 @@ def train_student(
         built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
     run = RunDir.create(path, _record(given, rows, built), resume=resume)
     yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
-    yield from _told_of_teachers(rows, built)
+    yield from _told_of_teachers(given, rows, built)
     if rows.stored is not None:
         what = f"images of {rows.stored.size} pixels" if rows.stored.modality == "image" else "tokens"
         yield Message(f"inputs come from the cache, as {what}; --data would read the samples themselves")
@@ -77,12 +77,15 @@ def train_student(
     return _finish(run, rows, built, result)
 
 
-def _told_of_teachers(rows: "Rows", built: "TrainingRun") -> Run[None]:
+def _told_of_teachers(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Run[None]:
     taught = rows.taught
     read = taught.read(rows.outputs)
     used = [one for one in taught.given if one.stored(read)]
     if taught.is_several:
         yield Message(f"{len(used)} teachers: {', '.join(one.teacher for one in used)}")
+        held = min((one.reader.views(list(one.outputs.values())) for one in used if one.row_of is None), default=1)
+        if rows.views.count < held and recipe.views is None:
+            yield Message(f"the first cache holds {held} views of each sample, and another {rows.views.count}")
     if taught.ensemble:
         yield Message(f"logits are the mean of the {taught.ensemble} of {', '.join(taught.members)}")
     if built.balances:

@@ -22,7 +22,7 @@ from featurecache.types import NO_LABEL, Reason
 from student.alignment import Alignment, CheckInputs
 from student.objectives.base import Batch, Mix
 from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
-from student.targets import FromCache, Residency, Targets, Values, place
+from student.targets import FromCache, Residency, Targets, Values, place, place_inputs
 from student.views import PLAIN, Views
 
 __all__ = ["CachedData", "TrainingData"]
@@ -108,13 +108,16 @@ class CachedData:
         self.workers = workers
         self.targets: Targets | None = None
         self.placement = ""
-        """Where the targets are, in words."""
+        """Where targets and stored inputs are, in words; empty where that is no news."""
         if reader is not None:
             given = FromCache(reader, {name: name for name in self.outputs}) if targets is None else targets
             count, shown = len(reader), views.count
             self.targets, self.placement = place(
                 given, self.rows, total=count, views=shown, device=self.device, how=residency
             )
+        if stored is not None:
+            self.stored, told = place_inputs(stored, self._shown_rows(), device=self.device, how=residency)
+            self.placement = "; ".join(filter(None, (self.placement, told)))
         self.shuffle: Shuffle = self._shuffle_that_fits() if shuffle == "auto" else shuffle
         self._sample_of = self._places() if sample_of is None else sample_of
         self._label_of = np.full(len(source), NO_LABEL)
@@ -215,11 +218,18 @@ class CachedData:
         total = len(self.source if self.reader is None else self.reader)
         return self.views.shown(self.rows[positions], total, seed=seed, epoch=epoch)
 
+    def _shown_rows(self) -> np.ndarray:
+        """int64: rows whose inputs are needed; those that others are mixed with may be any."""
+        augmentation = self._augmentation
+        if self.reader is not None and isinstance(augmentation, ImageAugmentation) and augmentation.mixes:
+            return np.arange(len(self.reader))
+        return self.rows
+
     def _shuffle_that_fits(self) -> Shuffle:
         if self.reader is None or self.targets is None:
             return "global"
         stored = self.views.count * self.targets.stored_bytes
-        stored += self.stored.stored_bytes if self.stored else 0
+        stored += self.stored.stored_bytes if self.stored and not self.stored.is_held else 0
         part = len(self) / len(self.reader)
         return choose_shuffle(round(part * stored), available_memory())
 

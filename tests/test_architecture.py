@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("featurecache", "student", "pipelines")
 FLOORS = [
     ["featurecache.types", "featurecache.errors", "featurecache.fingerprint"],
-    ["featurecache.registry"],
+    ["featurecache.registry", "featurecache.transfer"],
     [
         "featurecache.augment",
         "featurecache.inputs",
@@ -20,7 +20,7 @@ FLOORS = [
         "featurecache.teachers",
         "featurecache.encodings",
     ],
-    ["featurecache.frames", "featurecache.loader", "featurecache.transfer", "featurecache.store"],
+    ["featurecache.frames", "featurecache.loader", "featurecache.store"],
     [
         "featurecache.rows",
         "featurecache.draw",

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from featurecache.augment import colours, warp
+from featurecache.transfer import sent
 
 __all__ = [
     "autocontrast",
@@ -81,14 +82,14 @@ def sharpness(images: Tensor, strengths: np.ndarray) -> Tensor:
 def posterise(images: Tensor, strengths: np.ndarray) -> Tensor:
     """Up to four of the eight bits of each pixel set to 0."""
     lost = np.rint(_BITS * np.abs(strengths)).astype(np.int64)
-    masks = torch.from_numpy((256 - 2**lost).astype(np.uint8)).to(images.device)
+    masks = sent((256 - 2**lost).astype(np.uint8), images.device)
     return images & masks.view(-1, 1, 1, 1)
 
 
 def solarise(images: Tensor, strengths: np.ndarray) -> Tensor:
     """Pixels above a threshold inverted: white alone at strength 0, all at 1."""
     threshold = np.ceil(255 * (1 - np.abs(strengths.astype(np.float64)))).astype(np.uint8)
-    limit = torch.from_numpy(threshold).to(images.device).view(-1, 1, 1, 1)
+    limit = sent(threshold, images.device).view(-1, 1, 1, 1)
     return torch.where(images >= limit, 255 - images, images)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featurecache.transfer import sent
+
 __all__ = ["change", "each", "flipped", "inside", "mixed", "painted"]
 
 _AT_ONCE = {"cpu": 4, "cuda": 64}
@@ -22,14 +24,14 @@ def change(
     at_once = _AT_ONCE.get(images.device.type, 64)
     for start in range(0, every.size, at_once):
         rows = every[start : start + at_once]
-        at = torch.from_numpy(rows).to(images.device)
+        at = sent(rows, images.device)
         given = () if values is None else (values[rows],)
         images[at] = step(images[at], *given, **options)
 
 
 def each(values: np.ndarray, images: Tensor) -> Tensor:
     """(frames,) -> float32 (frames, 1, 1, 1) on the device of the images."""
-    return torch.from_numpy(values.astype(np.float32)).to(images.device).view(-1, 1, 1, 1)
+    return sent(values.astype(np.float32), images.device).view(-1, 1, 1, 1)
 
 
 def flipped(images: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ def inside(boxes: np.ndarray, images: Tensor) -> Tensor:
     start, stop = np.rint(boxes[:, :2] * side), np.rint((boxes[:, :2] + boxes[:, 2:4]) * side)
     place = np.arange(side)
     along = (place >= start[..., None]) & (place < stop[..., None])
-    columns, rows = torch.from_numpy(along).to(images.device).unbind(1)
+    columns, rows = sent(along, images.device).unbind(1)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
@@ -59,5 +61,5 @@ def mixed(images: Tensor, others: Tensor, shares: np.ndarray, boxes: np.ndarray)
     share = each(shares, images)
     rest = each(np.float32(1) - shares, images)
     blend = (images.float() * share + others.float() * rest).round_().clamp_(0, 255).to(torch.uint8)
-    is_cut = torch.from_numpy(boxes[:, 2] > 0).to(images.device).view(-1, 1, 1, 1)
+    is_cut = sent(boxes[:, 2] > 0, images.device).view(-1, 1, 1, 1)
     return torch.where(is_cut, torch.where(inside(boxes, images), others, images), blend)

@@ -162,14 +162,14 @@ class ImageAugmentation:
 
     def _mixed(self, images: "Tensor", parameters: np.ndarray, partners: np.ndarray) -> "Tensor":
         """uint8 (asked, 3, side, side): the first frames, those that have a partner mixed with it."""
-        import torch
 
         from featurecache.augment import frames
+        from featurecache.transfer import sent
 
         result = images[: len(partners)].clone()
         at = np.flatnonzero(partners >= 0)
         own = parameters[at, self.parameters.index("mix.offset") :]
-        mine, others = (torch.from_numpy(rows).to(images.device) for rows in (at, partners[at]))
+        mine, others = (sent(rows, images.device) for rows in (at, partners[at]))
         result[mine] = frames.mixed(images[mine], images[others], own[:, 1], own[:, 2:])
         return result
 

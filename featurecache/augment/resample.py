@@ -63,10 +63,12 @@ def by_products(frames: "Tensor", boxes: np.ndarray, shows: np.ndarray, size: in
     """
     import torch
 
+    from featurecache.transfer import sent
+
     height, width = frames.shape[1:3]
     across = _matrices(_spans(boxes, 0, width), width, size, interpolation, frames.device)
     down = _matrices(_spans(boxes, 1, height), height, size, interpolation, frames.device)
-    images = frames[torch.from_numpy(shows).to(frames.device)].permute(0, 3, 1, 2).double()
+    images = frames[sent(shows, frames.device)].permute(0, 3, 1, 2).double()
     narrow = _rounded(images @ across[:, None].transpose(2, 3))
     return _rounded(down[:, None] @ narrow).to(torch.uint8)
 
@@ -76,7 +78,9 @@ def _matrices(spans: np.ndarray, length: int, size: int, interpolation: str, dev
     result."""
     import torch
 
-    taken, weights = (torch.from_numpy(each).to(device) for each in _weights(spans, size, interpolation))
+    from featurecache.transfer import sent
+
+    taken, weights = (sent(each, device) for each in _weights(spans, size, interpolation))
     room = torch.zeros(len(spans), size, length + taken.shape[2], dtype=torch.float64, device=device)
     return room.scatter_(2, taken, weights)[:, :, :length]
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from featurecache.augment.frames import each
+from featurecache.transfer import sent
 
 __all__ = ["rotation", "scaling", "shear", "shift", "warped"]
 
@@ -20,7 +21,7 @@ def warped(images: Tensor, sources: np.ndarray, *, fill: int) -> Tensor:
     middle. Outside the frame everything is of one grey, `fill`.
     """
     side = images.shape[-1]
-    middles = torch.from_numpy(((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)).to(images.device)
+    middles = sent(((np.arange(side) + 0.5) / side - 0.5).astype(np.float32), images.device)
     clipped = np.clip(np.nan_to_num(sources), -_FARTHEST, _FARTHEST)
     across, down = (
         _pixels(each(row[0], images) * middles + each(row[1], images) * middles[:, None] + each(row[2], images), side)

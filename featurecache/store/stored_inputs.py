@@ -1,5 +1,6 @@
 """What a split's samples look like, read from the cache itself: whole frames, or token ids, instead of a data set."""
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol, runtime_checkable
@@ -15,12 +16,15 @@ from featurecache.loader import Loaded
 from featurecache.store.described import SIZE, described_inputs
 from featurecache.store.layout import REASON, VALID
 from featurecache.store.part_reader import PartReader
+from featurecache.transfer import sent
 from featurecache.types import ArraySpec, Json, Modality, Reason, Sample
 
 __all__ = ["Listed", "ListedSource", "StoredInputs"]
 
 _BYTES_AT_ONCE = 2**30
 """Of frames as float64, which a device holds while they are resized together."""
+_CHUNK_BYTES = 2**26
+"""Of frames on their way to the device that holds them."""
 
 
 class StoredInputs:
@@ -37,6 +41,29 @@ class StoredInputs:
         self.input: Json = part.part.facts["input"]
         """{"kind": "image", "size": ...} or {"kind": "text", "tokenizer_sha256": ..., "max_length": ...}."""
         self._rows = rows
+        self._held: tuple[torch.Tensor, np.ndarray] | None = None
+        """Frames on a device, and the place of each row of the split among them, -1 for none."""
+
+    def held_on(self, device: torch.device, rows: np.ndarray) -> "StoredInputs":
+        """The same, with the frames of these rows, int64, each once, read now and held on a device; others still come
+        from the files. Texts come from the files as they are: a batch of them is a few kilobytes."""
+        if self.modality != "image" or not rows.size:
+            return self
+        frames = torch.empty((rows.size, *self._image.shape), dtype=torch.uint8, device=device)
+        step = max(_CHUNK_BYTES // self._image.row_bytes, 1)
+        for start in range(0, rows.size, step):
+            taken = self.part.take(self._image, rows[start : start + step])
+            frames[start : start + len(taken)].copy_(torch.from_numpy(taken))
+        place = np.full(self.part.part.rows, -1)
+        place[rows] = np.arange(rows.size)
+        held = copy.copy(self)
+        held._held = frames, place
+        return held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether frames are held on a device."""
+        return self._held is not None
 
     @property
     def stored_bytes(self) -> int:
@@ -158,16 +185,23 @@ class StoredInputs:
     ) -> Inputs:
         """On the device, each sample's frame moved there once."""
         needed, where = np.unique(shows, return_inverse=True)
-        self.part.check(self._image, samples[needed])
-        # pinned memory is kept by torch for the next batch, once the copy from it is done
-        room = torch.empty((len(needed), *self._image.shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.part.take(self._image, samples[needed], out=room.numpy())
-        moved = room.to(device, non_blocking=True)
+        moved = self._whole_frames(samples[needed], device)
         step = max(_BYTES_AT_ONCE // (8 * self._image.row_bytes), 1)
         chunks = [slice(at, at + step) for at in range(0, shows.size, step)]
         size, interpolation = network_input.size, network_input.interpolation
         resized = [resample_batch(moved, boxes[chunk], where[chunk], size, interpolation) for chunk in chunks]
         return {"images": torch.cat(resized) if len(resized) > 1 else resized[0]}
+
+    def _whole_frames(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """uint8 (rows, size, size, 3) on a device."""
+        if self._held is not None and (self._held[1][rows] >= 0).all():
+            frames, place = self._held
+            return frames.index_select(0, sent(place[rows], device))
+        self.part.check(self._image, rows)
+        # pinned memory is kept by torch for the next batch, once the copy from it is done
+        room = torch.empty((len(rows), *self._image.shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.part.take(self._image, rows, out=room.numpy())
+        return room.to(device, non_blocking=True)
 
     @property
     def _image(self) -> ArraySpec:
@@ -237,4 +271,4 @@ def _valid_frames(frames: Frames, reasons: np.ndarray) -> np.ndarray:
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: sent(tensor.numpy(), device) for name, tensor in inputs.items()}

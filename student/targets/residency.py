@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from featurecache.errors import UsageError
+from featurecache.store.stored_inputs import StoredInputs
 from student.targets.base import Targets
 
-__all__ = ["Residency", "fits", "place"]
+__all__ = ["Residency", "fits", "place", "place_inputs"]
 
 Residency: TypeAlias = Literal["auto", "device", "stream"]
 """"device", "stream" from the files, or on a GPU what fits there."""
@@ -33,6 +34,21 @@ def place(
         return targets.held_on(device, rows, views=views), f"{_size(needed)} of targets are held on {device}"
     told = f"targets are read from the cache as they are needed, {_size(needed)} in all"
     return targets, "" if device.type == "cpu" else told
+
+
+def place_inputs(
+    stored: StoredInputs, rows: np.ndarray, *, device: torch.device, how: Residency
+) -> tuple[StoredInputs, str]:
+    """The stored inputs for training on these rows, int64, and where they are, in words, where that is news.
+
+    Images are held on a GPU; a CPU resizes them as they are in the files. Tokens come from the files.
+    """
+    if device.type != "cuda" or stored.modality != "image" or how == "stream" or not rows.size:
+        return stored, ""
+    needed = round(stored.stored_bytes * rows.size / stored.part.part.rows)
+    if how == "device" or fits(needed, device):
+        return stored.held_on(device, rows), f"{_size(needed)} of images are held on {device}"
+    return stored, f"images are read from the cache as they are needed, {_size(needed)} in all"
 
 
 def fits(needed: int, device: torch.device) -> bool:

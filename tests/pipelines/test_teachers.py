@@ -218,3 +218,17 @@ def test_caches_that_moved_are_all_named(run, caches):
     assert finish(evaluate_run(run=out, cache=list(caches), **HERE)) == plain
     with pytest.raises(UsageError, match="learned from 2 caches, and 1 were given"):
         finish(evaluate_run(run=out, cache=caches[0], **HERE))
+
+
+def test_the_mean_of_probabilities_is_of_one_temperature(caches, monkeypatch):
+    from student.objectives.weighted import Term
+
+    recipe = TrainRecipe(cache=tuple(map(str, caches)), objective="kl", ensemble="probabilities")
+    taught = open_rows(recipe).taught
+    assert taught._temperature("kl") == 4 and taught._temperature("kl(temperature=2),cosine,ce") == 2
+    assert taught._temperature("cosine") == 1
+    terms = [Term("kl", {}, 1.0), Term("kl", {"temperature": 1.0}, 1.0), Term("kl@random-text", {"temperature": 3}, 1)]
+    monkeypatch.setattr("pipelines.taught.parse_objective", lambda text: terms)
+    with pytest.raises(UsageError, match="is another at each temperature, and the objective has 1 and 4") as refused:
+        taught._temperature("two objectives of logits")
+    assert "--ensemble logits" in refused.value.hint

@@ -126,3 +126,31 @@ def test_classes_beyond_those_there_are(objects, how):
         CorruptCacheError, match=r"train/vit cannot be decoded: logits\.indices has numbers beyond its 5"
     ):
         reader.read([3], device="meta") if how == "read" else list(reader.gather([[3]], device="meta"))
+
+
+def test_outputs_by_teacher_and_a_probe_with_the_teacher_of_its_embedding(objects):
+    write_rows(objects)
+    later = teacher_part(name="b.second", recipe="two")
+    write_part(objects, replace(later, facts={**later.facts, "order": 1}))
+    more = teacher_part(name="a-more", recipe="one", views=(1, 2))
+    write_part(objects, replace(more, facts={**more.facts, "order": 2}))
+    write_part(objects, teacher_part(name="c-first", recipe="one"))
+    add_probe(objects, "newer", 4, teacher="id-two")
+    add_probe(objects, "older", 3, teacher="id-two")
+    assert open_cache(objects.root).split().by_teacher == {
+        "c-first": {"embedding": "embedding"},
+        "b.second": {"embedding": "b.second/embedding", "logits": "logits"},
+    }
+    add_probe(objects, "newest", 5, teacher="id-one")
+    assert open_cache(objects.root).split().by_teacher == {
+        "c-first": {"embedding": "embedding", "logits": "logits"},
+        "b.second": {"embedding": "b.second/embedding", "logits": "newer/logits"},
+    }
+
+
+def test_whether_an_output_is_sparse(objects):
+    write_rows(objects)
+    write_part(objects, teacher_part())
+    add_probe(objects, "probe", 1)
+    reader = open_cache(objects.root).split()
+    assert not reader.is_sparse("logits") and not reader.is_sparse("embedding")

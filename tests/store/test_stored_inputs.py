@@ -178,6 +178,18 @@ def test_all_at_once_is_within_one_grey_level_of_one_by_one(pictures, interpolat
     assert (together.int() - alone.int()).abs().max() <= 1
 
 
+def test_frames_held_on_a_device_are_those_of_the_files(pictures, monkeypatch):
+    monkeypatch.setattr("featurecache.store.stored_inputs._CHUNK_BYTES", 3 * SIZE * SIZE * 3)
+    _, inputs = pictures
+    held = inputs.held_on(torch.device("cpu"), np.array([7, 2, 11, 0]))
+    boxes = np.nan_to_num(boxes_of(np.random.default_rng(4), 5)[:, :4].astype(np.float64), nan=0.5)
+    for samples in (np.array([7, 2, 0]), np.array([7, 2, 1])):  # row 1 is not held: another's partner
+        options = samples, np.array([2, 0, 0, 1, 2]), boxes, STUDENT, torch.device("cpu")
+        ours, theirs = held._resized_together(*options), inputs._resized_together(*options)
+        assert torch.equal(ours["images"], theirs["images"])
+    assert held.is_held and not inputs.is_held and not inputs.held_on(torch.device("cpu"), np.zeros(0, int)).is_held
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_within_one_grey_level(pictures):
     _, inputs = pictures
