@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import UsageError
-from featurecache.types import NO_LABEL, SparseLogits
+from featurecache.types import NO_LABEL, TopLogits
 from student.distribute import average_gradients, clip_gradients, copy_from_first, distribute
 from student.objectives.base import Batch, Dimensions, Mix
 from student.objectives.weighted import make_objective
@@ -39,7 +39,7 @@ def batch_of(step, rows, *, sparse=False, mixed=False):
     labels[: ROWS // 2] = NO_LABEL  # the first of two ranks has none
     labels[-1] = NO_LABEL
     values, indices = logits.topk(2)
-    top = SparseLogits(values[rows], indices[rows], logits.logsumexp(1, keepdim=True)[rows], (1.0,), CLASSES)
+    top = TopLogits(values[rows], indices[rows], logits.logsumexp(1, keepdim=True)[rows], (1.0,), CLASSES)
     share = torch.rand(ROWS, generator=draw, dtype=torch.float64)
     return Batch(
         inputs={"vectors": vectors[rows]},

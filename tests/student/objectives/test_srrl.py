@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featurecache.errors import UsageError
-from featurecache.types import SparseLogits
+from featurecache.types import TopLogits
 from student.objectives import Batch
 from student.objectives.srrl import SRRL
 from tests.contracts.finite_differences import assert_same_loss_and_gradient
@@ -51,7 +51,7 @@ def test_sparse_logits_are_the_classifier_of_the_embedding():
     logits = batch.targets["embedding"] @ weight.T + bias
     values, indices = logits.topk(2, dim=1)
     logsumexp = logits.logsumexp(1, keepdim=True)
-    sparse = SparseLogits(values=values, indices=indices, logsumexp=logsumexp, temperatures=(1.0,), size=CLASSES)
+    sparse = TopLogits(values=values, indices=indices, logsumexp=logsumexp, temperatures=(1.0,), size=CLASSES)
     objective = SRRL(DIMENSIONS).double()
     losses = [
         objective(outputs, Batch(inputs={}, targets=targets, labels=batch.labels, rows=batch.rows))
