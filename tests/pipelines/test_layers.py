@@ -55,7 +55,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(texts, tmp_path_factory):
     """The embedding and two layers, in two views."""
-    _, teacher = texts
+    data, teacher = texts
     path = tmp_path_factory.mktemp("layers") / "cache"
     asked = {"outputs": ["embedding", "hidden.1", "qkv.last"], "views": 2}
     finish(extract_cache(teacher=str(teacher), data=str(data), out=path, **asked, **HERE))
@@ -108,7 +108,7 @@ def test_what_cannot_be_is_refused_before_training(cache, tmp_path, options, mes
 
 
 def test_layers_are_added_to_a_cache_that_stands(cache, texts, tmp_path):
-    data, teacher = texts
+    _, teacher = texts
     path = shutil.copytree(cache, tmp_path / "cache")
     result = finish(extend_cache(cache=path, teacher=str(teacher), outputs=["hidden.last"], **HERE))
     assert result["added"] == [f"train/{teacher.name}-2"] or len(result["added"]) == 1
