@@ -19,6 +19,8 @@ __all__ = ["Tap", "Taps", "as_tokens", "attention_taps", "deepest_layer", "is_la
 
 _LAYER = re.compile(r"(hidden|qkv)\.(0|[1-9][0-9]{0,5})")
 _PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
+_ELSEWHERE = ("rotary", "relative", "rel_pos")
+"""What modules are called that bring positions into the attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,12 @@ def layer_specs(taps: Mapping[str, Tap], found: Mapping[str, Tensor], *, longest
 
 
 def attention_taps(network: nn.Module, *, layers: int, heads: int) -> dict[str, Tap]:
-    """ "qkv.1" and on of a transformers model; none where there are not so many, or where positions are rotated into
-    them, so that nobody could compute the attention from them."""
+    """ "qkv.1" and on of a transformers model; none where there are not so many, or where positions come into the
+    attention elsewhere, so that nobody could compute it from them."""
+    if any(word in name.lower() for name, _ in network.named_modules() for word in _ELSEWHERE):
+        return {}
     groups = []
     for module in network.modules():
-        if "Rotary" in type(module).__name__:
-            return {}
         for names in _PROJECTIONS:
             found = [getattr(module, name, None) for name in names]
             linear = [child for child in found if isinstance(child, nn.Linear)]
@@ -147,11 +149,18 @@ def _vit_taps(network: Any, blocks: Sequence[nn.Module] | nn.Module) -> dict[str
     if getattr(network, "rope", None) is not None:
         return taps
     for number, block in enumerate(each, 1):
-        qkv, norms = (
-            getattr(block.attn, "qkv", None),
-            (getattr(block.attn, name, None) for name in ("q_norm", "k_norm")),
-        )
-        plain = all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
-        if plain and isinstance(qkv, nn.Linear) and qkv.out_features % 3 == 0:
-            taps[f"qkv.{number}"] = Tap((qkv,), heads=block.attn.num_heads)
+        if _is_plain(block.attn):
+            taps[f"qkv.{number}"] = Tap((block.attn.qkv,), heads=block.attn.num_heads)
     return taps
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether its attention is the softmax of q k / sqrt(d): heads are not mixed, nothing is normed or added."""
+    qkv = getattr(attention, "qkv", None)
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    return (
+        type(attention).__name__ == "Attention"
+        and isinstance(qkv, nn.Linear)
+        and all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
+        and getattr(attention, "relative_position_bias_table", None) is None
+    )

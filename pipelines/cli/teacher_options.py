@@ -29,7 +29,8 @@ OUTPUTS = "Outputs"
 VIEWS = "Views and inputs"
 
 Outputs = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Only these, such as embedding,logits.", rich_help_panel=OUTPUTS)
+    str | None,
+    typer.Option(metavar="NAMES", help="Only these: embedding,logits,hidden.6,qkv.last.", rich_help_panel=OUTPUTS),
 ]
 Encode = Annotated[
     list[str] | None,

@@ -48,5 +48,6 @@ class Student(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would leave logits three digits
             outputs = {"features": features, **{name: head(features) for name, head in self.heads.items()}}
         if self.layers and isinstance(self.backbone, Layered):
-            outputs |= {name: values.float() for name, values in self.backbone.kept().items()}
+            kept = self.backbone.kept()
+            outputs |= {name: kept[name].float() for name in self.layers}
         return outputs | {name: outputs[head] for name, head in self.shared.items()}

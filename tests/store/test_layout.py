@@ -96,12 +96,12 @@ def test_part_json_reads_back(views):
         identity={"kind": "teacher", "data": rows_identity(3), "ümlaut": [1.5, None, "ü"]},
         arrays=(
             ArraySpec("logits.values", "float16", (2, 3), ("a", "b")),
-            ArraySpec("qkv.2", "float16", (12,), ("feature",), longest=7),
+            ArraySpec("qkv.2", "float16", (3,), ("feature",), longest=2),
             OFFSETS,
         ),
         views=views,
         outputs=(
-            EncodedOutput(OutputSpec("qkv.2", (12,), longest=7, heads=2), "float16"),
+            EncodedOutput(OutputSpec("qkv.2", (3,), longest=2, heads=1), "float16"),
             EncodedOutput(OutputSpec("logits", (3,), ("x", "y", "z")), "topk:2@1"),
             EncodedOutput(OutputSpec("embedding", (2,)), "int8:column", (0.0, 1.5)),
         ),
