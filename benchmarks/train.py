@@ -28,14 +28,16 @@ from pipelines.build import TrainingRun, build, open_rows
 from pipelines.events import default_device
 from pipelines.events import finish as run_to_the_end
 from pipelines.extract import extract_cache
+from pipelines.metrics import follow
 from pipelines.recipe import TrainRecipe
 from pipelines.run_dir import RunDir
-from pipelines.train import follow
 from student.objectives.base import Batch
 from student.objectives.kl import kl_divergence
 from student.optim import make_optimizer
+from student.parallel import Ranks
 from student.settings import TrainSettings
-from student.trainer import train
+from student.trainee import Trainee
+from student.trainer import train, train_together
 
 ROWS = 2048
 TARGETS = {"dim": 384, "classes": 1000}
@@ -96,7 +98,7 @@ def contestants(run: TrainingRun, folder: Path, given: argparse.Namespace) -> di
     loops: dict[str, Iterator[object]] = {
         "bare loop": bare_loop(*copied(run), memory, settings),
         "trainer": train(*copied(run), memory, settings),
-        "fc train-student": follow(train(*copied(run), memory, settings), RunDir(folder), settings.steps),
+        "fc train-student": followed(run, memory, folder),
         "trainer, from the cache": train(*copied(run), run.training, settings),
     }
     if run.training.source.modality == "image":
@@ -106,6 +108,13 @@ def contestants(run: TrainingRun, folder: Path, given: argparse.Namespace) -> di
     events = {"fc train-student": segment // 10}  # it tells of every tenth step
     works = {name: segment_of(loop, events.get(name, segment)) for name, loop in loops.items()}
     return {name: functools.partial(rate, segment, work) for name, work in works.items()}
+
+
+def followed(run: TrainingRun, memory: "InMemory", folder: Path) -> Iterator[object]:
+    """The trainer with its metrics, as the command drives it."""
+    trainee = Trainee(*copied(run), run.settings, ranks=Ranks.alone(memory.device))
+    loop = train_together([trainee], memory, run.settings)
+    return follow(loop, [RunDir(folder)], [trainee], [{}])
 
 
 def segment_of(loop: Iterator[object], events: int) -> Callable[[], None]:

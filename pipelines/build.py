@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a training run: rows, student, objective, settings."""
+"""From recipes and rows to what is trained: students, objectives, settings, and the data that all of them share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,59 +8,29 @@ import numpy as np
 import torch
 
 from featurecache.errors import UsageError
-from featurecache.inputs import ImageInput, TextInput
 from featurecache.layers import is_layer
-from featurecache.sources import Source
-from featurecache.store.reader import CacheReader
-from featurecache.store.stored_inputs import StoredInputs
 from featurecache.types import NO_LABEL
 from pipelines.events import default_device, default_workers
-from pipelines.load import open_inputs, teacher_input
+from pipelines.machine import Machine
 from pipelines.recipe import TrainRecipe
-from pipelines.taught import Taught, open_teachers
-from student.alignment import check_augmentation, check_lengths, check_same_length, check_stored
+from pipelines.rows import Rows, of_first_cache, open_rows
 from student.balance import Balance
 from student.data import CachedData
-from student.given import Given, elsewhere
-from student.join import Joined, join
+from student.given import Given
 from student.models.base import Backbone, Layered
 from student.models.build import DEFAULT_STUDENTS, build_backbone
 from student.models.student import Student
 from student.objectives import OBJECTIVES
 from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
-from student.selection import label_map, labelled_rows, validation_rows
+from student.parallel import Ranks
+from student.randomness import Randomness, seed_rank
+from student.selection import labelled_rows, validation_rows
 from student.settings import TrainSettings
-from student.targets import Residency
-from student.views import Views
 
-__all__ = ["Rows", "TrainingRun", "build", "open_rows", "try_once"]
+__all__ = ["TrainingRun", "build", "build_together", "open_rows", "try_once"]
 
 _LEARNING_RATES = {"image": 1e-3, "text": 5e-4}
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of a cache that a recipe may use, joined with their samples."""
-
-    reader: CacheReader
-    source: Source
-    stored: StoredInputs | None
-    """Where the inputs come from instead, if the cache holds them and no data are named."""
-    input: ImageInput | TextInput
-    views: Views
-    digest: str
-    objective: str
-    """The recipe's, or the default for what the cache holds."""
-    taught: Taught
-    """By which teachers."""
-    outputs: tuple[str, ...]
-    """Teacher outputs that the objective needs, "TEACHER/embedding" where there are several."""
-    joined: Joined
-    keys: Sequence[str]
-    """Of the joined rows."""
-    classes: np.ndarray | None
-    """The teacher's logit for each class of the data, or None if they do not correspond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,112 +44,58 @@ class TrainingRun:
     settings: TrainSettings
     balances: Mapping[str, Balance]
     """How targets are balanced, by the names of outputs."""
-
-
-def open_rows(recipe: TrainRecipe) -> Rows:
-    """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
-    cache, taught = open_teachers(recipe)
-    reader = taught.reader
-    network_input = teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length)
-    source, stored = open_inputs(reader, recipe.data, network_input)
-    objective = recipe.objective or _default_objective(taught, source)
-    outputs = taught.needed(objective)
-    own = _of_first(taught, outputs)
-    check_same_length(reader, own, network_input)
-    views = _views(recipe, taught.views(outputs))  # where labels alone teach, those of every output
-    if views.count > 1 and reader.stored_views is not None:
-        reader.stored_views.check_fits(network_input)
-    taught.check(outputs, views=views.count)
-    if recipe.check_inputs != "off":
-        for one in taught.given:
-            names = tuple(one.stored(taught.read(outputs)).values())
-            if names or not taught.is_several:
-                check_augmentation(one.reader, names, views=views.count)
-        if stored is not None:
-            check_stored(reader, own, stored)
-    others = elsewhere(taught.given, taught.read(outputs))
-    joined = join(
-        reader,
-        source,
-        own,
-        views=views.count,
-        missing=recipe.missing,
-        max_invalid=recipe.max_invalid,
-        others=others,
-    )
-    if stored is not None:
-        check_lengths(reader, own, stored, joined.rows)
-    logits = next((spec for name, spec in {**taught.plain, **taught.specs}.items() if _is_logits(name)), None)
-    return Rows(
-        reader=reader,
-        source=source,
-        stored=stored,
-        input=network_input,
-        views=views,
-        digest=taught.digests[0],
-        objective=objective,
-        taught=taught,
-        outputs=outputs,
-        joined=joined,
-        keys=[source.keys[sample] for sample in joined.samples],
-        classes=label_map(source.class_names, logits.classes if logits else (), recipe.class_map),
-    )
+    randomness: Randomness | None = None
+    """The student's own random numbers, where others are trained beside it."""
 
 
 def build(
-    recipe: TrainRecipe,
-    rows: Rows,
-    *,
-    device: str | None = None,
-    workers: int | None = None,
-    targets: Residency = "auto",
+    recipe: TrainRecipe, rows: Rows, *, device: str | None = None, workers: int | None = None, **machine: Any
 ) -> TrainingRun:
-    """Make the student and its data. Raises UsageError for an objective that this cache cannot serve."""
+    """One student and its data; `machine` has fields of `Machine`. Raises UsageError for an objective that this cache
+    cannot serve."""
+    ranks = Ranks.alone(device or default_device())
+    return build_together([recipe], rows, ranks, Machine(workers=workers, **machine))[0]
+
+
+def build_together(recipes: Sequence[TrainRecipe], rows: Rows, ranks: Ranks, machine: Machine) -> list[TrainingRun]:
+    """Students that are trained on the same batches, by recipes that differ in the student alone. Raises UsageError."""
+    recipe = recipes[0]
     seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
     # rows without a label teach nothing where labels are all that the objective looks at
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
-    chosen = default_device() if device is None else device
     training_rows = rows.joined.rows[usable & ~held_out]
-    balances: dict[str, Balance] = {}
-    if training_rows.size:
-        views, where = rows.views.count, torch.device(chosen)
-        balances = rows.taught.balances(rows.outputs, training_rows, views=views, device=where)
-    torch.manual_seed(recipe.seed)
+    if not training_rows.size:
+        raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
+    balances = rows.taught.balances(rows.outputs, training_rows, views=rows.views.count, device=ranks.device)
     labels = _labels(rows, seen)
-    student, objective = _student(recipe, rows, labels, balances)
+    made = []
+    for each in recipes:
+        torch.manual_seed(each.seed)
+        student, objective = _student(each, rows, labels, balances)
+        seed_rank(each.seed, ranks.rank)
+        made.append((student, objective, Randomness(ranks.device) if len(recipes) > 1 else None))
+    student = made[0][0]
     loading = {
-        "outputs": _of_first(rows.taught, rows.outputs),
+        "outputs": of_first_cache(rows.taught, rows.outputs),
         "targets": rows.taught.targets(rows.outputs, rows.objective, balances) if rows.outputs else None,
-        "residency": targets,
+        "residency": machine.targets,
         "views": rows.views,
         "stored": rows.stored,
         "check_inputs": recipe.check_inputs,
-        "bank_rows": objective.bank_rows,
+        "bank_rows": max(objective.bank_rows for _, objective, _ in made),
         "shuffle": recipe.shuffle,
-        "device": chosen,
-        "workers": default_workers(chosen) if workers is None else workers,
+        "device": ranks.device,
+        "workers": default_workers(ranks.device.type) if machine.workers is None else machine.workers,
     }
     training = _data(rows, student, labels, usable & ~held_out, loading)
     validation = _data(rows, student, labels, usable & held_out, loading)
-    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in student.modules())
-    if has_batch_norm and min(recipe.batch_size, len(training)) == 1:
-        message = f"{student.backbone.name} has batch normalisation, which cannot learn from batches of one sample"
-        raise UsageError(message, hint="raise --batch-size, or give more data")
-    if not len(training):
-        raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
-    return TrainingRun(student, objective, training, validation, _settings(recipe, training), balances)
-
-
-def _views(recipe: TrainRecipe, stored: int) -> Views:
-    """Raises UsageError for more views than the cache holds, or batches too small for them."""
-    if (recipe.views or 1) > stored:
-        hint = f"add some with `fc extend {recipe.caches[0]} --views {recipe.views}`, or ask for fewer"
-        raise UsageError(f"the cache holds {stored} views of each sample, not {recipe.views}", hint=hint)
-    if recipe.views_per_sample > recipe.batch_size:
-        message = f"{recipe.views_per_sample} views of a sample do not fit into batches of {recipe.batch_size}"
-        raise UsageError(message, hint="raise --batch-size")
-    return Views(recipe.views or stored, recipe.views_per_sample)
+    _check_batches(recipe, [student for student, _, _ in made], training, ranks)
+    settings = _settings(recipe, training, machine)
+    return [
+        TrainingRun(student, objective, training, validation, settings, balances, randomness)
+        for student, objective, randomness in made
+    ]
 
 
 def try_once(run: TrainingRun) -> None:
@@ -276,16 +192,6 @@ def _widths(given: Given) -> dict[str, int]:
     return {output: given.reader.outputs[stored].shape[-1] for output, stored in given.outputs.items()}
 
 
-def _of_first(taught: Taught, outputs: Sequence[str]) -> tuple[str, ...]:
-    """Those of these outputs that the first cache holds, by its own names for them."""
-    read = taught.read(outputs)
-    return tuple(name for one in taught.given if one.row_of is None for name in one.stored(read).values())
-
-
-def _is_logits(output: str) -> bool:
-    return output.rpartition("/")[2] == "logits"
-
-
 def _data(
     rows: Rows, student: Student, labels: np.ndarray, chosen: np.ndarray, loading: Mapping[str, Any]
 ) -> CachedData:
@@ -302,24 +208,44 @@ def _data(
     )
 
 
-def _settings(recipe: TrainRecipe, training: CachedData) -> TrainSettings:
-    per_epoch = training.steps_per_epoch(recipe.batch_size)
+def _check_batches(recipe: TrainRecipe, students: Sequence[Student], training: CachedData, ranks: Ranks) -> None:
+    """Raises UsageError for batches that a student cannot learn from, or that processes cannot share."""
+    size = min(recipe.batch_size, len(training) * recipe.views_per_sample)
+    norms = torch.nn.modules.batchnorm._BatchNorm
+    for student in students:
+        if size == 1 and any(isinstance(module, norms) for module in student.modules()):
+            message = f"{student.backbone.name} has batch normalisation, which cannot learn from batches of one sample"
+            raise UsageError(message, hint="raise --batch-size, or give more data")
+    samples = recipe.batch_size // recipe.views_per_sample
+    if samples % ranks.world or (len(training) < samples and len(training) % ranks.world):
+        message = f"{ranks.world} processes cannot share batches of {min(samples, len(training))} samples equally"
+        raise UsageError(message, hint=f"choose a --batch-size with a multiple of {ranks.world} samples")
+
+
+def _settings(recipe: TrainRecipe, training: CachedData, machine: Machine) -> TrainSettings:
+    per_epoch = max(training.steps_per_epoch(recipe.batch_size) // recipe.accumulate, 1)
+    is_image = training.source.modality == "image"
     rate = _LEARNING_RATES[training.source.modality] if recipe.learning_rate is None else recipe.learning_rate
+    on_gpu = training.device.type == "cuda"
     return TrainSettings(
         steps=recipe.steps or max(round(recipe.epochs * per_epoch), 1),
         batch_size=recipe.batch_size,
+        accumulate=recipe.accumulate,
         learning_rate=rate,
         weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
         warmup=recipe.warmup,
         clip=recipe.clip,
-        precision=recipe.precision,
+        ema=recipe.ema,
+        patience=recipe.patience,
+        precision=recipe.precision or _precision(training.device),
+        compile=machine.compile,
+        channels_last=(on_gpu and is_image) if machine.channels_last is None else machine.channels_last,
+        shard=machine.shard,
         seed=recipe.seed,
     )
 
 
-def _default_objective(taught: Taught, source: Source) -> str:
-    """All that the plain outputs of teachers and the data's labels can serve, each with weight 1."""
-    serves = {"logits": "kl", "embedding": "align-uniform"}
-    terms = [objective for output, objective in serves.items() if output in taught.names]
-    labelled = ["ce"] if (source.labels != NO_LABEL).any() else []
-    return ",".join([*terms, *labelled])
+def _precision(device: torch.device) -> str:
+    """bfloat16 where a GPU computes in it, which keeps the range of float32; else float32."""
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

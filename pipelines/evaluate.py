@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from featurecache.errors import UsageError
+from featurecache.layers import is_layer
 from featurecache.sources import Source
 from featurecache.types import NO_LABEL, Json
 from pipelines.events import Message, Run, default_device, default_workers
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_run"]
 
+_FEATURE_SCORES = ("neighbours", "linear", "teacher_neighbours", "teacher_linear")
 _FEWEST_BANK_ROWS = 20
 _MOST_BANK_ROWS = 10_000
 """Training rows that features are judged with: enough for a steady number, few enough for any machine."""
@@ -41,6 +43,7 @@ def evaluate_run(
     cache: Path | str | Sequence[Path | str] | None = None,
     split: str | None = None,
     data: Sequence[str] | None = None,
+    features: bool = True,
     max_invalid: float = 0.01,
     device: str | None = None,
     workers: int | None = None,
@@ -49,10 +52,10 @@ def evaluate_run(
     """Compare the student of a run with its teacher on a split of the cache: "test" or "val" where there is one.
 
     A cache without either is judged on the validation part of "train". Returns accuracy, teacher_accuracy, agreement,
-    kl, cosine (see `student.evaluate.compare`), and neighbours and linear for the features of both; null where labels
-    or outputs are missing. Of several teachers these are about the first, or its ensemble, and "teachers" has
-    teacher_accuracy, agreement, kl and cosine for each. Cosines are of balanced embeddings where the student learned
-    those. All are kept in the run's scores.json too. Raises UsageError, SourceError.
+    kl, cosine (see `student.evaluate.compare`), and with `features` neighbours and linear for the features of both;
+    null where labels or outputs are missing. Of several teachers these are about the first, or its ensemble, and
+    "teachers" has teacher_accuracy, agreement, kl and cosine for each. Cosines are of balanced embeddings where the
+    student learned those. All are kept in the run's scores.json too. Raises UsageError, SourceError.
     """
     from pipelines.judged import Several
     from pipelines.load import open_split
@@ -84,9 +87,8 @@ def evaluate_run(
     yield Message(f"{len(held_out):,} rows of {judged}" + ("" if outside else ", its validation part"))
 
     found = several.plain(run_student(student, held_out, batch_size=batch_size))
-    judged_by = {output: name for output, name in names.items() if not reader.outputs[name].is_per_token}
-    read = reader.read(held_out.rows, outputs=list(judged_by.values()))
-    targets = several.targets({output: read[name] for output, name in judged_by.items()}, held_out.rows)
+    read = reader.read(held_out.rows, outputs=list(names.values()))
+    targets = several.targets({output: read[name] for output, name in names.items()}, held_out.rows)
     classes = None if facts["classes"] is None else np.array(facts["classes"])
     scores: dict[str, Json] = {
         "split": judged,
@@ -98,12 +100,14 @@ def evaluate_run(
     if several.given:
         scores["teachers"] = several.scores(found, held_out.rows, held_out.labels, held_out.source.class_names)
 
-    learned_from = open_split(opened, recipe["split"])
-    bank_names = _targets(learned_from, facts["targets"])
-    bank = _open(student, learned_from, bank_names, given, loading)
-    bank = _part(bank, recipe["validation"], validation=False)
-    stored = bank_names.get("embedding")
-    yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, stored=stored)
+    scores |= dict.fromkeys(_FEATURE_SCORES)
+    if features:
+        learned_from = open_split(opened, recipe["split"])
+        bank_names = _targets(learned_from, facts["targets"])
+        bank = _open(student, learned_from, bank_names, given, loading)
+        bank = _part(bank, recipe["validation"], validation=False)
+        stored = bank_names.get("embedding")
+        yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, stored=stored)
     scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
     scores["student"] = student.backbone.name
     scores["teacher"] = reader.teacher_part(next(iter(names.values()))).facts["teacher"]
@@ -135,12 +139,14 @@ def _open_caches(given: Path | str | Sequence[Path | str] | None, recorded: str 
 
 
 def _targets(reader: "CacheReader", learned: Mapping[str, str]) -> dict[str, str]:
-    """Output to the name it can be read under here: what the student learned from, whatever was added since.
+    """Output to the name it can be read under here: what the student learned from, whatever was added since, but layers.
 
     Raises UsageError if this split does not have it.
     """
-    found = {name: name for name in reader.outputs if "/" not in name}
+    found = {name: name for name in reader.outputs if "/" not in name and not is_layer(name)}
     for output, made_by in learned.items():
+        if is_layer(output):  # nothing is judged by these
+            continue
         name = reader.named(output, made_by)
         if name is None:
             message = f"split {reader.split!r} has no {output} of the teacher that this student learned from"
@@ -225,8 +231,6 @@ def _judge_features(
     from student.evaluate import Features, feature_scores, run_student
     from student.selection import validation_rows
 
-    names = ("neighbours", "linear", "teacher_neighbours", "teacher_linear")
-    scores |= dict.fromkeys(names)
     labelled, judged = np.flatnonzero(bank.labels != NO_LABEL), np.flatnonzero(held_out.labels != NO_LABEL)
     bank = bank.only(labelled[:: max(-(-labelled.size // _MOST_BANK_ROWS), 1)])
     validation = validation_rows([bank.source.keys[sample] for sample in bank.samples], 0.15)

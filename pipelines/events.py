@@ -5,7 +5,16 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["Advance", "Event", "Message", "Run", "default_device", "default_workers", "finish"]
+__all__ = [
+    "Advance",
+    "Event",
+    "Message",
+    "Run",
+    "default_device",
+    "default_workers",
+    "finish",
+    "is_first_process",
+]
 
 Result = TypeVar("Result")
 
@@ -43,6 +52,11 @@ def finish(run: Run[Result]) -> Result:
             next(run)
         except StopIteration as stop:
             return stop.value
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that prints, of those that torchrun may have started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def default_device() -> str:

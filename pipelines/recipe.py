@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypeAlias
 
 from featurecache.errors import UsageError
@@ -10,6 +10,8 @@ from featurecache.types import Json
 
 CheckInputs: TypeAlias = Literal["all", "sample", "off"]
 """As `student.alignment.CheckInputs`, which imports torch."""
+
+_LATER = ("teachers", "balance", "ensemble", "accumulate", "layer_decay", "ema", "patience")
 
 __all__ = ["TrainRecipe"]
 
@@ -42,8 +44,8 @@ class TrainRecipe:
     """Part of the steps in which the learning rate rises."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no limit."""
-    precision: str = "float32"
-    """float32, or autocast to bfloat16 or float16."""
+    precision: str | None = None
+    """float32, or autocast to bfloat16 or float16; by default bfloat16 on GPUs that have it."""
     shuffle: Literal["auto", "global", "blocks"] = "auto"
     """Rows as a whole, or in groups of blocks where the targets do not fit in memory; by default as they fit."""
     seed: int = 0
@@ -76,6 +78,14 @@ class TrainRecipe:
     """How embeddings are brought to one scale; none by default, phi-s for several teachers."""
     ensemble: Literal["logits", "probabilities"] | None = None
     """What is averaged over the logits of several teachers; one head for each of them by default."""
+    accumulate: int = 1
+    """Batches whose gradients make one optimizer step."""
+    layer_decay: float = 1.0
+    """The learning rate of each layer as a part of that of the layer above it."""
+    ema: float = 0.0
+    """Decay of the average of the weights, which is what is validated and kept; 0 for none."""
+    patience: int = 0
+    """Validations without a smaller loss after which training stops, and the best weights are kept; 0 for never."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1 or not 0 <= self.max_invalid <= 1:
@@ -85,7 +95,7 @@ class TrainRecipe:
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed} is too large", hint="it must be below 2**63")
         least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2, "views": 1}
-        least |= {"views_per_sample": 1}
+        least |= {"views_per_sample": 1, "accumulate": 1, "patience": 0}
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}", hint=f"it is at least {smallest}")
@@ -108,10 +118,15 @@ class TrainRecipe:
         return (self.cache,) if isinstance(self.cache, str) else self.cache
 
     def to_json(self) -> Json:
-        """All fields, as recipe.json keeps them; those of several teachers only where they were given, for runs that
-        were begun before there were any."""
+        """All fields, as recipe.json keeps them; those that came later only where they are not the default, so that
+        runs that were begun before can go on."""
         values = asdict(self)
-        later = {name: values.pop(name) for name in ("teachers", "balance", "ensemble")}
-        chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in later.items() if value}
+        later = {name: values.pop(name) for name in _LATER}
+        defaults = {item.name: item.default for item in fields(self)}
+        chosen = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in later.items()
+            if value != defaults[name]
+        }
         cache = self.caches[0] if len(self.caches) == 1 else list(self.caches)
         return {**values, "cache": cache, "data": list(self.data) if self.data else None, **chosen}

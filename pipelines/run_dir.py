@@ -12,7 +12,7 @@ __all__ = ["RunDir"]
 
 
 class RunDir:
-    """RUN/recipe.json, metrics.jsonl, checkpoints/last.safetensors, student/, summary.json, scores.json."""
+    """RUN/recipe.json, metrics.jsonl, checkpoints/last/, student/, summary.json, scores.json."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -51,7 +51,7 @@ class RunDir:
     @property
     def checkpoint(self) -> Path:
         """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.safetensors"
+        return self.path / "checkpoints" / "last"
 
     @property
     def student(self) -> Path:

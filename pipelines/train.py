@@ -1,80 +1,157 @@
-"""`fc train-student`: a cache in, a trained student and its run directory out; no teacher is loaded."""
+"""`fc train-student`: a cache in, trained students and their run directories out; no teacher is loaded."""
 
-import time
+import collections
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from featurecache.errors import UsageError
 from featurecache.sources import location
 from featurecache.types import Json
-from pipelines.events import Advance, Message, Run
+from pipelines.events import Message, Run, default_device
+from pipelines.events import finish as run_to_the_end
+from pipelines.machine import Machine
+from pipelines.metrics import follow
 from pipelines.recipe import TrainRecipe
 from pipelines.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from pipelines.build import Rows, TrainingRun
+    from pipelines.build import TrainingRun
+    from pipelines.rows import Rows
+    from student.parallel import Ranks
 
-__all__ = ["follow", "train_student"]
-
-_LOG_EVERY = 10
-"""Steps between lines of metrics.jsonl: reading a loss makes the device wait."""
+__all__ = ["train_student"]
 
 
 def train_student(
     *,
+    student: str | Sequence[str] | None = None,
     out: Path | str | None = None,
     device: str | None = None,
-    workers: int | None = None,
     resume: bool = False,
+    track: Sequence[str] = (),
+    workers: int | None = None,
     targets: Literal["auto", "device", "stream"] = "auto",
+    compile: bool = False,
+    channels_last: bool | None = None,
+    shard: bool = False,
     **recipe: Any,
 ) -> Run[Json]:
-    """Train a student from a cache; `recipe` has the fields of `TrainRecipe`. Returns the run's summary.
+    """Train a student from a cache, or several from the same batches; `recipe` has the fields of `TrainRecipe`.
 
-    `targets` says where they are while it trains: on the device, or read from the cache as they are needed.
+    Returns the run's summary; for several students {"runs": [their summaries]}. Each has a run directory of its own,
+    below `out` where there are several. `track` has names of trackers (`open_trackers`). What is said of the machine is
+    as `Machine` has it. In a process that torchrun started it trains together with the others; only the first of them
+    tells anything and writes run directories.
 
     Raises UsageError, IncompleteError for a cache that is not sealed, and IdentityError for data that the teacher did
     not see, or for a run that was begun with other settings.
     """
-    from pipelines.build import build, open_rows, try_once
-    from student.trainer import train
+    from student.parallel import Ranks
 
     caches = recipe.get("cache", "./cache")
     named = str(caches) if isinstance(caches, str | Path) else tuple(map(str, caches))
+    students = [student] if student is None or isinstance(student, str) else list(student)
+    if len(set(students)) < len(students) or not students:
+        raise UsageError("each --student is given once", hint="train another one in a run of its own")
     given = TrainRecipe(**{**recipe, "cache": named})
-    rows = open_rows(given)
+    machine = Machine(workers=workers, targets=targets, compile=compile, channels_last=channels_last, shard=shard)
+    with contextlib.closing(Ranks.from_environment(device or default_device())) as ranks:
+        recipes = [replace(given, student=name) for name in students]
+        run = _train(recipes, ranks, machine, Path(out) if out else None, resume=resume, track=track)
+        summaries = (yield from run) if ranks.is_first else run_to_the_end(run)
+    return summaries[0] if len(students) == 1 else {"runs": summaries}
+
+
+def _train(
+    recipes: Sequence[TrainRecipe],
+    ranks: "Ranks",
+    machine: Machine,
+    out: Path | None,
+    *,
+    resume: bool,
+    track: Sequence[str],
+) -> Run[list[Json]]:
+    from pipelines.build import build_together, open_rows, try_once
+    from student.trainee import Trainee
+    from student.trainer import train_together
+
+    recipe = recipes[0]
+    rows = open_rows(recipe)
     yield from _left_out(rows)
-    built = build(given, rows, device=device, workers=workers, targets=targets)
-    try_once(built)
-    yield Message(f"student {built.student.backbone.name}, objective {rows.objective}")
-    yield from map(Message, built.objective.notes)
-    name = built.student.backbone.name.replace(":", "-")
-    path = Path(out or RunDir.named(Path("runs"), name, resume=resume))
-    if resume and given.shuffle == "auto":
-        built.training.shuffle = _shuffle_begun(path) or built.training.shuffle
-    run = RunDir.create(path, _record(given, rows, built), resume=resume)
-    yield Message(f"run {run.path}: {len(built.training):,} rows to train on, {len(built.validation):,} to validate")
-    yield from _told_of_teachers(given, rows, built)
+    built = build_together(recipes, rows, ranks, machine)
+    for each in built:
+        try_once(each)
+        yield Message(f"student {each.student.backbone.name}, objective {rows.objective}")
+    yield from map(Message, built[0].objective.notes)
+    runs = [RunDir(path) for path in _places(out, built, resume=resume)]
+    if resume and recipe.shuffle == "auto":
+        built[0].training.shuffle = _shuffle_begun(runs[0].path) or built[0].training.shuffle
+    records = [_record(each, rows, one) for each, one in zip(recipes, built, strict=True)]
+    ranks.wait()  # all have looked for a free name
+    if ranks.is_first:
+        runs = [RunDir.create(run.path, record, resume=resume) for run, record in zip(runs, records, strict=True)]
+    ranks.wait()
+    yield from _told(recipe, rows, built, runs, ranks)
+    left = [(run, one) for run, one in zip(runs, built, strict=True) if not (resume and run.is_finished())]
+    if not left:
+        yield Message("it was finished before: nothing to do")
+        return [run.summary() for run in runs]
+    trainees = []
+    for run, one in left:
+        trainee = Trainee(
+            one.student,
+            one.objective,
+            one.settings,
+            ranks=ranks,
+            checkpoint=run.checkpoint,
+            randomness=one.randomness,
+        )
+        if resume and run.checkpoint.exists():
+            trainee.resume()
+        trainees.append(trainee)
+    loop = train_together(trainees, built[0].training, built[0].settings, validation=built[0].validation)
+    if ranks.is_first:
+        results = yield from follow(loop, [run for run, _ in left], trainees, records, track=track)
+    else:
+        collections.deque(loop, maxlen=0)
+        results = [{} for _ in left]
+    for (run, one), trainee, result in zip(left, trainees, results, strict=True):
+        _finish(run, rows, one, {**result, "steps": trainee.done}, ranks)
+    ranks.wait()
+    return [run.summary() for run in runs]
+
+
+def _places(out: Path | None, built: "Sequence[TrainingRun]", *, resume: bool) -> list[Path]:
+    """The directory of each run."""
+    names = [one.student.backbone.name.replace(":", "-") for one in built]
+    if out is None:
+        return [RunDir.named(Path("runs"), name, resume=resume) for name in names]
+    return [out] if len(names) == 1 else [out / name for name in names]
+
+
+def _told(
+    recipe: TrainRecipe, rows: "Rows", built: "Sequence[TrainingRun]", runs: Sequence[RunDir], ranks: "Ranks"
+) -> Run[None]:
+    """What a person should know before it begins."""
+    one = built[0]
+    where = ", ".join(str(run.path) for run in runs)
+    yield Message(f"run {where}: {len(one.training):,} rows to train on, {len(one.validation):,} to validate")
+    yield from _told_of_teachers(recipe, rows, one)
     if rows.stored is not None:
         what = f"images of {rows.stored.size} pixels" if rows.stored.modality == "image" else "tokens"
         yield Message(f"inputs come from the cache, as {what}; --data would read the samples themselves")
     if rows.views.count > 1:
         yield Message(f"{rows.views.count} views of each sample, {rows.views.per_sample} in each epoch")
-    if built.training.shuffle == "blocks":
+    if one.training.shuffle == "blocks":
         yield Message("rows are shuffled in groups of blocks, and read one group ahead: not all need fit in memory")
-    if resume and run.is_finished():
-        yield Message("it was finished before: nothing to do")
-        return run.summary()
-    loop = train(
-        built.student,
-        built.objective,
-        built.training,
-        built.settings,
-        validation=built.validation,
-        checkpoint=run.checkpoint,
-        resume=resume and run.checkpoint.exists(),
-    )
-    result = yield from follow(loop, run, built.settings.steps)
-    return _finish(run, rows, built, result)
+    if ranks.world > 1:
+        how = "share out the student's weights" if one.settings.shard else "have a copy of the student each"
+        yield Message(f"{ranks.world} processes {how}; each sees a part of every batch")
+    if one.settings.precision != "float32":
+        yield Message(f"the student computes in {one.settings.precision}; --amp float32 is exact")
 
 
 def _told_of_teachers(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Run[None]:
@@ -128,6 +205,7 @@ def _record(recipe: TrainRecipe, rows: "Rows", built: "TrainingRun") -> Json:
         "input": built.student.backbone.input.to_json(),
         "steps": built.settings.steps,
         "learning_rate": built.settings.learning_rate,
+        "precision": built.settings.precision,
         "shuffle": built.training.shuffle,
         "views": rows.views.count,
     }
@@ -139,35 +217,16 @@ def _shuffle_begun(path: Path) -> Literal["global", "blocks"] | None:
     return run.recipe().get("shuffle") if (path / "recipe.json").exists() else None
 
 
-def follow(loop: Any, run: RunDir, steps: int) -> Run[Json]:
-    """Write metrics and pass progress on; returns the last losses and the seconds of training."""
-    from student.trainer import Step, Validated
-
-    began = time.monotonic()
-    result: dict[str, Any] = run.last_losses()
-    first = True
-    for event in loop:
-        if first:
-            run.forget_metrics_after(event.step - 1)
-            yield Advance("train", event.step - 1, steps, "steps")
-            first = False
-        if isinstance(event, Validated):
-            result["validation"] = dict(event.losses)
-            run.append_metrics({"step": event.step, "epoch": event.epoch, "validation": result["validation"]})
-        elif isinstance(event, Step) and (event.step % _LOG_EVERY == 0 or event.step == steps):
-            losses = {name: float(value) for name, value in event.losses.items()}
-            result["training"] = losses
-            line = {"step": event.step, "epoch": event.epoch, "learning_rate": event.learning_rate, **losses}
-            run.append_metrics(line)
-            yield Advance("train", event.step, steps, "steps", {"loss": f"{losses['loss']:.3f}"})
-    return {**result, "seconds": round(time.monotonic() - began, 1)}
-
-
-def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Json:
+def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json, ranks: "Ranks") -> None:
+    """Leave the student and, last of all, the summary."""
     from pipelines.lineage import lineage
     from student.balance import save_balances
+    from student.distribute import full_weights
     from student.export import save_student
 
+    weights = full_weights(built.student)  # of all processes
+    if not ranks.is_first:
+        return
     each = rows.taught.facts(rows.outputs)
     facts: Json = {
         "digest": rows.digest,
@@ -181,13 +240,12 @@ def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Js
     if built.balances:
         facts["balance"] = rows.taught.balance
         save_balances(run.student / "balance.safetensors", built.balances)
-    save_student(built.student, run.student, facts)
+    save_student(built.student, run.student, facts, weights=weights)
     summary = {
         "run": str(run.path),
         "digest": rows.digest,
         "student": built.student.backbone.name,
         "parameters": sum(parameter.numel() for parameter in built.student.parameters()),
-        "steps": built.settings.steps,
         "rows": {
             "training": len(built.training),
             "validation": len(built.validation),
@@ -197,4 +255,3 @@ def _finish(run: RunDir, rows: "Rows", built: "TrainingRun", result: Json) -> Js
         **result,
     }
     run.finish(summary)
-    return summary

@@ -2,9 +2,10 @@
 
 from types import TracebackType
 
+import numpy as np
 import torch
 
-__all__ = ["Randomness"]
+__all__ = ["Randomness", "seed_rank"]
 
 
 class Randomness:
@@ -25,6 +26,12 @@ class Randomness:
     ) -> None:
         self._own = _state(self._device)
         _set(self._others, self._device)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Give a rank behind the first random numbers of its own, so that dropout differs; the first goes on as alone."""
+    if rank:
+        torch.manual_seed(int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]))
 
 
 def _state(device: torch.device) -> list[torch.Tensor]:

@@ -193,7 +193,7 @@ class Trainee:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the compiler's, about what would be faster still
                     return self._gradients_through(self._compiled, batch)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except (torch._dynamo.exc.TorchDynamoException, KeyError) as error:  # the latter for a layer that is lost
                 why = " ".join(str(error).split())[:200]
                 self.warning = f"the student is not compiled, but runs as it is: {why}"
                 self._compiled = None

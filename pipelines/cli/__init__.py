@@ -10,12 +10,13 @@ from featurecache.errors import DiskFullError, FeatureCacheError, UsageError
 from pipelines.cli import console
 from pipelines.cli.command import Command
 from pipelines.cli.demo import demo
+from pipelines.cli.evaluate import evaluate
 from pipelines.cli.export import export
 from pipelines.cli.extend import extend
 from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.shell import shell_init
-from pipelines.cli.train import evaluate, train_student
+from pipelines.cli.train import train_student
 from pipelines.cli.verify import verify
 from pipelines.cli.views import views
 

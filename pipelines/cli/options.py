@@ -24,6 +24,7 @@ __all__ = [
     "JsonFlag",
     "LabelColumn",
     "LimitOption",
+    "MaxInvalid",
     "Precision",
     "RequiredData",
     "TextColumn",
@@ -68,6 +69,9 @@ Precision = Annotated[
     typer.Option(
         "--amp", metavar="DTYPE", help="float32, or autocast to bfloat16 or float16.", rich_help_panel=MACHINE
     ),
+]
+MaxInvalid = Annotated[
+    str, typer.Option(metavar="PART", help="Largest part of rows without outputs.", rich_help_panel=DATA)
 ]
 TextColumn = Annotated[
     str | None,

@@ -1,6 +1,6 @@
-"""`fc train-student` and `fc evaluate`: a student from a cache, and how good it is."""
+"""`fc train-student`: students from a cache."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -8,23 +8,22 @@ from pipelines.cli import console
 from pipelines.cli.extract import resume_command
 from pipelines.cli.options import (
     DATA,
+    MACHINE,
     MODEL,
     TRAINING,
     DataOption,
     DeviceOption,
     JsonFlag,
-    Precision,
+    MaxInvalid,
     WorkersOption,
     existing_device,
     fraction,
+    names,
     read_json_file,
 )
+from pipelines.events import is_first_process
 
-__all__ = ["evaluate", "train_student"]
-
-MaxInvalid = Annotated[
-    str, typer.Option(metavar="PART", help="Largest part of rows without outputs.", rich_help_panel=DATA)
-]
+__all__ = ["train_student"]
 
 
 def train_student(
@@ -33,7 +32,8 @@ def train_student(
         typer.Option(metavar="DIR", help="./cache by default; more caches have more teachers of the same samples."),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A timm name, or bert:LAYERSxWIDTH; chosen by default.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A timm name or bert:LAYERSxWIDTH; several learn from the same batches."),
     ] = None,
     objective: Annotated[
         str | None, typer.Option(metavar="TERMS", help="Such as kl:1,ce:0.5; all that the cache serves by default.")
@@ -79,6 +79,21 @@ def train_student(
     clip: Annotated[
         float, typer.Option(min=0, metavar="NORM", help="Largest gradient norm; 0 for none.", rich_help_panel=TRAINING)
     ] = 1.0,
+    accumulate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Batches that make one step.", rich_help_panel=TRAINING)
+    ] = 1,
+    layer_decay: Annotated[
+        float, typer.Option(metavar="PART", help="Rate of a layer, of the one above it.", rich_help_panel=TRAINING)
+    ] = 1.0,
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Validate and keep averaged weights.", rich_help_panel=TRAINING)
+    ] = 0.0,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Stop after N validations no better; keep the best.", rich_help_panel=TRAINING
+        ),
+    ] = 0,
     shuffle: Annotated[
         Literal["auto", "global", "blocks"],
         typer.Option(metavar="HOW", help="global, or blocks for more than memory holds.", rich_help_panel=TRAINING),
@@ -132,7 +147,27 @@ def train_student(
     ] = "auto",
     workers: WorkersOption = None,
     device: DeviceOption = None,
-    amp: Precision = "float32",
+    amp: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            metavar="DTYPE", help="float32, bfloat16, float16; bfloat16 on GPUs by default.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Through torch.compile, where that works.", rich_help_panel=MACHINE)
+    ] = False,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last", help="Images by pixels; on GPUs by default.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: FSDP2 instead of DDP.", rich_help_panel=MACHINE)
+    ] = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Curves also to tensorboard, wandb, trackio, ...")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a small model from a cache. No teacher is loaded.
@@ -145,7 +180,7 @@ def train_student(
 
     run = train(
         cache="./cache" if not cache else cache[0] if len(cache) == 1 else tuple(cache),
-        student=student,
+        student=student or None,
         objective=objective,
         data=tuple(data) if data else None,
         out=out,
@@ -158,6 +193,10 @@ def train_student(
         warmup=warmup,
         clip=clip,
         precision=amp,
+        accumulate=accumulate,
+        layer_decay=layer_decay,
+        ema=ema,
+        patience=patience,
         shuffle=shuffle,
         seed=seed,
         views=views,
@@ -171,85 +210,19 @@ def train_student(
         img_size=img_size,
         max_length=max_length,
         init_from=init_from,
-        teachers=tuple(filter(None, (name.strip() for name in teachers.split(",")))) if teachers else None,
+        teachers=tuple(names(teachers) or ()) or None,
         balance=balance,
         ensemble=ensemble,
         targets=targets,
         workers=workers,
         device=existing_device(device),
+        compile=compile,
+        channels_last=channels_last,
+        shard=shard,
+        track=names(track) or (),
         resume=resume,
     )
     again = resume_command() + ("" if resume else " --resume")
-    console.show(console.follow(run, interrupted=f"go on from the last checkpoint with\n  {again}"), as_json=as_json)
-
-
-def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
-    cache: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="Where the cache is, or each of several, if moved.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="test, val or another; the first there is by default.")
-    ] = None,
-    data: DataOption = None,
-    max_invalid: MaxInvalid = "1%",
-    workers: WorkersOption = None,
-    device: DeviceOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Compare a student with its teacher, on data held out.
-
-    Accuracy, agreement, and how good the features are.
-
-    Example: featurecache evaluate runs/bert-2x128 --json
-    """
-    from pipelines.evaluate import evaluate_run
-
-    found = evaluate_run(
-        run=run,
-        cache=cache,
-        split=split,
-        data=data,
-        max_invalid=fraction(max_invalid, "--max-invalid"),
-        workers=workers,
-        device=existing_device(device),
-    )
-    console.show(console.follow(found, interrupted="nothing was written"), as_json=as_json, layout=_scores)
-
-
-def _scores(scores: dict[str, Any]) -> str:
-    """Student and teacher side by side."""
-    lines = [
-        f"{scores['student']} ({_size(scores['parameters'])} parameters), taught by {scores['teacher']}",
-        f"on {scores['rows']:,} rows of {scores['split']}",
-        "",
-        f"{'':<24}{'student':>10}{'teacher':>10}",
-    ]
-    for name, ours, theirs in (
-        ("accuracy", "accuracy", "teacher_accuracy"),
-        ("nearest neighbours", "neighbours", "teacher_neighbours"),
-        ("linear probe", "linear", "teacher_linear"),
-    ):
-        lines.append(f"{name:<24}{_percent(scores[ours]):>10}{_percent(scores[theirs]):>10}")
-    lines += ["", f"{'agreement, top-1':<24}{_percent(scores['agreement']):>10}"]
-    for name, value in (("KL, nats", scores["kl"]), ("cosine of embeddings", scores["cosine"])):
-        lines.append(f"{name:<24}{_number(value):>10}")
-    if each := scores.get("teachers"):
-        lines += ["", f"{'teacher':<34}{'accuracy':>10}{'agreement':>10}{'KL':>10}{'cosine':>10}"]
-    for name, found in (each or {}).items():
-        parts = [_percent(found["teacher_accuracy"]), _percent(found["agreement"])]
-        parts += [_number(found["kl"]), _number(found["cosine"])]
-        lines.append(f"{name:<34}" + "".join(f"{part:>10}" for part in parts))
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _size(parameters: int) -> str:
-    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"
+    found = console.follow(run, interrupted=f"go on from the last checkpoint with\n  {again}")
+    if is_first_process():
+        console.show(found, as_json=as_json)

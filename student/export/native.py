@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from featurecache.errors import CorruptCacheError, UsageError
 from featurecache.inputs import TextInput, input_from_json
 from featurecache.types import Json
@@ -38,14 +40,15 @@ with torch.inference_mode():
 """
 
 
-def save_student(student: Student, folder: Path, facts: Json) -> None:
+def save_student(student: Student, folder: Path, facts: Json, *, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write student.safetensors, tokenizer.json for text, and last student.json, which says that the rest is whole.
 
-    `facts` are kept beside what builds the student again: the cache's digest, class names.
+    `facts` are kept beside what builds the student again: the cache's digest, class names. `weights` are the student's
+    own unless they are given, as those of a student that is sharded must be.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network_input = student.backbone.input
-    save_tensors(folder / "student.safetensors", student.state_dict())
+    save_tensors(folder / "student.safetensors", student.state_dict() if weights is None else weights)
     if isinstance(network_input, TextInput):
         (folder / "tokenizer.json").write_text(network_input.tokenizer_json, encoding="utf-8")
     value = {

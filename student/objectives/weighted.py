@@ -36,7 +36,6 @@ _TERM = re.compile(r"\s*(?P<name>[^\s():,]+)\s*(?:\((?P<options>[^()]*)\))?\s*(?
 _GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=VALUE,...):WEIGHT, with commas between them"
 _AT_TEACHER = re.compile(r"@[^\s():,@]+")
 _REMEDIES = {
-    "embedding": "extract with `--outputs embedding`",
     "labels": "give data that has labels with `--data`",
     "logits": "add them with `fc probe --cache CACHE`, or extract `--outputs logits` of a teacher that classifies",
 }
