@@ -42,6 +42,10 @@ class Words(nn.Module):
     def forward(self, ids, mask):
         return (self.table(ids) * mask[..., None]).sum(1)
 
+class EachWord(Words):
+    def forward(self, ids, mask):
+        return {"embedding": super().forward(ids, mask), "hidden.0": self.table(ids)}
+
 def colours():
     return mean_colour
 
@@ -78,6 +82,13 @@ class TestOwnText(TeacherContract):
 
 def test_an_instance_is_used_as_it_is():
     assert [spec.shape for spec in TorchTeacher("own_teachers:ready").outputs] == [(4,), (2,)]
+
+
+def test_what_it_makes_of_each_token_is_kept_for_each_token():
+    teacher = TorchTeacher("own_teachers:EachWord")
+    embedding, hidden = teacher.outputs
+    assert (embedding.shape, embedding.longest) == ((6,), 0)
+    assert (hidden.name, hidden.shape, hidden.longest) == ("hidden.0", (6,), teacher.input.max_length)
 
 
 def test_text_is_read_from_its_own_input():
