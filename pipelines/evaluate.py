@@ -139,7 +139,7 @@ def _open_caches(given: Path | str | Sequence[Path | str] | None, recorded: str 
 
 
 def _targets(reader: "CacheReader", learned: Mapping[str, str]) -> dict[str, str]:
-    """Output to the name it can be read under here: what the student learned from, whatever was added since, but layers.
+    """Output to the name it can be read under here: what the student learned from, whatever was added since; no layers.
 
     Raises UsageError if this split does not have it.
     """

@@ -30,7 +30,7 @@ class TrainRecipe:
     """A timm name, or bert:LAYERSxWIDTH; mobilenetv3_small_100 or bert:4x256 by default."""
     objective: str | None = None
     """Weighted objectives, "kl:1.0,align-uniform:1.0"; by default all that the outputs and labels serve."""
-    epochs: float = 30
+    epochs: float = 30.0
     """Passes over the training rows."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""

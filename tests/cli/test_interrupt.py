@@ -164,7 +164,7 @@ def test_train_student(run, cache, tmp_path):
     out = tmp_path / "run"
     command = f"train-student --cache {cache} --student bert:1x16 --objective align-uniform --steps 220 --out {out}"
     options = "--batch-size 8 --max-length 16 --workers 0 --device cpu"
-    checkpoint = out / "checkpoints" / "last.safetensors"
+    checkpoint = out / "checkpoints" / "last"
     lines = interrupt([*command.split(), *options.split()], checkpoint.exists)
     assert not (out / "summary.json").exists()
 

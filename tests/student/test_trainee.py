@@ -88,11 +88,11 @@ def test_a_resumed_run_goes_on_at_the_right_batch_when_it_accumulates(data, tmp_
     whole, _ = trained(data, **given)
     student, objective = make_parts()
     settings = TrainSettings(steps=12, learning_rate=0.01, **given)
-    loop = train(student, objective, data, settings, checkpoint=tmp_path / "last.safetensors")
+    loop = train(student, objective, data, settings, checkpoint=tmp_path / "last")
     for event in loop:
         if event.step == 6:
             loop.close()
-    again, events = trained(data, make_parts(seed=8), checkpoint=tmp_path / "last.safetensors", resume=True, **given)
+    again, events = trained(data, make_parts(seed=8), checkpoint=tmp_path / "last", resume=True, **given)
     assert events[0].step == 5 and same(weights(again), weights(whole))
 
 
@@ -119,11 +119,11 @@ def test_a_resumed_run_has_the_same_average(data, tmp_path):
     given = {"ema": 0.9, "interval": 4}
     whole, _ = trained(data, **given)
     settings = TrainSettings(steps=12, batch_size=16, learning_rate=0.01, **given)
-    loop = train(*make_parts(), data, settings, checkpoint=tmp_path / "last.safetensors")
+    loop = train(*make_parts(), data, settings, checkpoint=tmp_path / "last")
     for event in loop:
         if event.step == 9:
             loop.close()
-    again, _ = trained(data, make_parts(seed=8), checkpoint=tmp_path / "last.safetensors", resume=True, **given)
+    again, _ = trained(data, make_parts(seed=8), checkpoint=tmp_path / "last", resume=True, **given)
     assert same(weights(again), weights(whole))
 
 
@@ -159,7 +159,7 @@ def test_patience_stops_the_run_and_keeps_the_best_weights(data, tmp_path):
     best = stop - 2
     assert losses[best] == min(losses[: stop + 1]) and stop + 1 < len(losses)
 
-    path = tmp_path / "last.safetensors"
+    path = tmp_path / "last"
     student, events = trained(data, validation=data, checkpoint=path, **too_fast(patience=2))
     assert [event.losses["loss"] for event in events if isinstance(event, Validated)] == losses[: stop + 1]
     found = evaluate_objective(student, make_parts()[1], data, TrainSettings(steps=1, batch_size=16))
@@ -198,7 +198,7 @@ def side_by_side(data, texts, settings, *, folder=None, dropout=0.3, seeds=(0, 1
     trainees = []
     for number, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         student, objective = make_parts(text, dropout=dropout, seed=seed)
-        checkpoint = folder / f"{number}" / "last.safetensors" if folder else None
+        checkpoint = folder / f"{number}" / "last" if folder else None
         trainees.append(
             Trainee(
                 student, objective, settings, ranks=Ranks.alone(), checkpoint=checkpoint, randomness=Randomness(CPU)
