@@ -114,7 +114,7 @@ def followed(run: TrainingRun, memory: "InMemory", folder: Path) -> Iterator[obj
     """The trainer with its metrics, as the command drives it."""
     trainee = Trainee(*copied(run), run.settings, ranks=Ranks.alone(memory.device))
     loop = train_together([trainee], memory, run.settings)
-    return follow(loop, [RunDir(folder)], [trainee], [{}])
+    return follow(loop, [RunDir(folder)], [trainee])
 
 
 def segment_of(loop: Iterator[object], events: int) -> Callable[[], None]:

@@ -21,7 +21,6 @@ def follow(
     loop: "Iterable[Step | Validated]",
     runs: Sequence[RunDir],
     trainees: "Sequence[Trainee]",
-    records: Sequence[Json],
     *,
     track: Sequence[str] = (),
 ) -> Run[list[Json]]:
@@ -29,10 +28,10 @@ def follow(
     of training. Losses are read every ten steps."""
     began = time.monotonic()
     with contextlib.ExitStack() as opened:
-        logs = [
-            _Log(run, opened.enter_context(open_trackers(track, run.path, record, step=trainee.done)))
-            for run, trainee, record in zip(runs, trainees, records, strict=True)
-        ]
+        logs = []
+        for run, trainee in zip(runs, trainees, strict=True):
+            recipe = run.recipe() if track else {}
+            logs.append(_Log(run, opened.enter_context(open_trackers(track, run.path, recipe, step=trainee.done))))
         yield from _followed(loop, logs, trainees)
     seconds = round(time.monotonic() - began, 1)
     return [{**log.result, "seconds": seconds} for log in logs]

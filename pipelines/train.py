@@ -114,7 +114,7 @@ def _train(
         trainees.append(trainee)
     loop = train_together(trainees, built[0].training, built[0].settings, validation=built[0].validation)
     if ranks.is_first:
-        results = yield from follow(loop, [run for run, _ in left], trainees, records, track=track)
+        results = yield from follow(loop, [run for run, _ in left], trainees, track=track)
     else:
         collections.deque(loop, maxlen=0)
         results = [{} for _ in left]

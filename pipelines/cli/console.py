@@ -54,8 +54,9 @@ def show(facts: Json, *, as_json: bool, layout: Callable[[Any], str] | None = No
 
 def fail(error: FeatureCacheError) -> NoReturn:
     """Say what is wrong and what to do, and end with the error's exit code."""
-    note(f"error: {error.message}")
-    if error.hint:
+    rank = os.environ.get("RANK", "0")  # several processes often fail alike
+    note(f"error: {error.message}" if rank == "0" else f"process {rank}: error: {error.message}")
+    if error.hint and rank == "0":
         # typed as it stands, `fc extract` would reach the builtin of bash and zsh
         note(f"  hint: {error.hint.replace('`fc ', '`featurecache ')}")
     raise SystemExit(error.exit_code)
