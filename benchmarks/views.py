@@ -89,7 +89,7 @@ def training_run(given: argparse.Namespace, cache: Path, images: Path | None) ->
         student="resnet18",
         img_size=160,
         objective="cosine",
-        validation=0,
+        validation=0.0,
         batch_size=given.batch,
         views_per_sample=given.views,
         steps=given.segment * (given.repetitions + 2),

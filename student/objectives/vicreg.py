@@ -19,7 +19,7 @@ class VICReg(nn.Module):
 
     V(x) = mean_j relu(1 - sqrt(Var(x_j) + 1e-4)), C(x) = sum_{i != j} Cov(x)_ij^2 / dim; both are 0 for one sample.
     x and y are student features and teacher embedding, each through a trained expander of three layers, `expander`
-    wide. The paper's is 8192 wide with batches of 2048; the default of 512 suits a small student and its batches.
+    wide. The paper's is 8192 wide; the default of 512 suits a small student and its small batches.
     Between its layers stand layer norms where the paper has batch norms: any batch will do, and none leaves a trace.
 
     With expander=0, x is a linear map of the features to the teacher's width and y the embedding as it is; V and C are
