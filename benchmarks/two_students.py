@@ -2,7 +2,7 @@
 
     python benchmarks/two_students.py FOLDER [--threads 1] [--segment 4] [--repetitions 9]
 
-The images are JPEGs of 500 x 375 pixels, made here; the students are a small ResNet and a small MobileNet at 64 pixels,
+The images are JPEGs of 500 x 375 pixels, made here; the students are a tiny ResNet and a tiny EfficientNet at 64 pixels,
 so that decoding and resizing take most of a step. Each alone and both together take turns, some steps each, in one
 process. FOLDER keeps images and cache. Prints a table, and as the last line one JSON object; `cost` is the time of a
 step of both together over that of a step of one and a step of the other.
@@ -29,7 +29,7 @@ from student.parallel import Ranks
 from student.trainee import Trainee
 from student.trainer import train_together
 
-STUDENTS = ("test_resnet", "mobilenetv3_small_050")
+STUDENTS = ("test_resnet", "test_efficientnet")
 BOTH = "both in one run"
 
 

@@ -100,8 +100,9 @@ def evaluate_run(
     if several.given:
         scores["teachers"] = several.scores(found, held_out.rows, held_out.labels, held_out.source.class_names)
 
-    scores |= dict.fromkeys(_FEATURE_SCORES)
-    if features:
+    if not features:
+        scores |= dict.fromkeys(_FEATURE_SCORES)
+    else:
         learned_from = open_split(opened, recipe["split"])
         bank_names = _targets(learned_from, facts["targets"])
         bank = _open(student, learned_from, bank_names, given, loading)
@@ -231,6 +232,7 @@ def _judge_features(
     from student.evaluate import Features, feature_scores, run_student
     from student.selection import validation_rows
 
+    scores |= dict.fromkeys(_FEATURE_SCORES)
     labelled, judged = np.flatnonzero(bank.labels != NO_LABEL), np.flatnonzero(held_out.labels != NO_LABEL)
     bank = bank.only(labelled[:: max(-(-labelled.size // _MOST_BANK_ROWS), 1)])
     validation = validation_rows([bank.source.keys[sample] for sample in bank.samples], 0.15)
