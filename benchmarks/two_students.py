@@ -2,8 +2,8 @@
 
     python benchmarks/two_students.py FOLDER [--threads 1] [--segment 4] [--repetitions 9]
 
-The images are JPEGs of 500 x 375 pixels, made here; the students are a tiny ResNet and a tiny EfficientNet at 64 pixels
-each, so that decoding and resizing take most of a step. Each alone and both together take turns, some steps each, in one
+The images are JPEGs of 500 x 375 pixels, made here; the students are a tiny ResNet and a tiny EfficientNet at 64
+pixels, so decoding and resizing take most of a step. Each alone and both together take turns, some steps each, in one
 process. FOLDER keeps images and cache. Prints a table, and as the last line one JSON object; `cost` is the time of a
 step of both together over that of a step of one and a step of the other.
 """

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from featurecache.errors import UsageError
 from featurecache.types import Json
 
-__all__ = ["Tracker", "open_trackers"]
+__all__ = ["Tracker", "check_trackers", "open_trackers"]
 
 _PROJECT = "featurecache"
 
@@ -46,15 +46,38 @@ def open_trackers(names: Sequence[str], run: Path, recipe: Json, *, step: int = 
             tracker.close()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UsageError for one that is not installed or is none, before anything is made."""
+    for name in names:
+        _writer_class() if name == "tensorboard" else _module(name)
+
+
+def _writer_class() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        hint = "pip install 'featurecache[track]'"
+        raise UsageError("--track tensorboard needs the package tensorboard", hint=hint) from None
+    return SummaryWriter
+
+
+def _module(name: str) -> Any:
+    """One with the functions of wandb."""
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, ValueError) as error:
+        hint = f"pip install {name}, or give --track tensorboard"
+        raise UsageError(f"there is no tracker {name!r}: {error}", hint=hint) from None
+    if missing := [function for function in ("init", "log", "finish") if not hasattr(module, function)]:
+        message = f"{name!r} is no tracker: it has no {missing[0]}()"
+        raise UsageError(message, hint="give tensorboard, wandb, trackio, or another module with init, log and finish")
+    return module
+
+
 class _TensorBoard:
     def __init__(self, name: str, run: Path, recipe: Json, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            hint = "pip install 'featurecache[track]'"
-            raise UsageError("--track tensorboard needs the package tensorboard", hint=hint) from None
         # what an interrupted run told of later steps than its checkpoint is told anew
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer: Any = _writer_class()(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -66,16 +89,7 @@ class _TensorBoard:
 
 class _WandbLike:
     def __init__(self, name: str, run: Path, recipe: Json, step: int) -> None:
-        try:
-            self._module: Any = importlib.import_module(name)
-        except (ImportError, ValueError) as error:
-            hint = f"pip install {name}, or give --track tensorboard"
-            raise UsageError(f"there is no tracker {name!r}: {error}", hint=hint) from None
-        if missing := [function for function in ("init", "log", "finish") if not hasattr(self._module, function)]:
-            message = f"{name!r} is no tracker: it has no {missing[0]}()"
-            raise UsageError(
-                message, hint="give tensorboard, wandb, trackio, or another module with init, log and finish"
-            )
+        self._module = _module(name)
         given = {
             "project": _PROJECT,
             "name": run.name,

@@ -16,6 +16,7 @@ from pipelines.machine import Machine
 from pipelines.metrics import follow
 from pipelines.recipe import TrainRecipe
 from pipelines.run_dir import RunDir
+from pipelines.trackers import check_trackers
 
 if TYPE_CHECKING:
     from pipelines.build import TrainingRun
@@ -79,6 +80,7 @@ def _train(
     from student.trainer import train_together
 
     recipe = recipes[0]
+    check_trackers(track)
     rows = open_rows(recipe)
     yield from _left_out(rows)
     built = build_together(recipes, rows, ranks, machine)

@@ -101,3 +101,10 @@ def test_early_stopping_without_validation_is_refused(text_cache, tmp_path):
     given = {**FAST, "cache": text_cache, "student": "bert:1x16", "validation": 0.0, "patience": 2}
     with pytest.raises(UsageError, match="rows are needed to validate on"):
         finish(train_student(out=tmp_path / "run", **given))
+
+
+def test_a_tracker_that_is_none_is_refused_before_a_run_is_made(text_cache, tmp_path):
+    given = {**FAST, "cache": text_cache, "student": "bert:1x16", "out": tmp_path / "run"}
+    with pytest.raises(UsageError, match="there is no tracker 'no_such_tracker'"):
+        finish(train_student(track=["no_such_tracker"], **given))
+    assert not (tmp_path / "run").exists()
