@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +21,8 @@ from featurecache.transfer import Transfer
 from featurecache.types import NO_LABEL, Reason
 from student.alignment import Alignment, CheckInputs
 from student.objectives.base import Batch, Mix
-from student.order import BLOCK, GROUP, Shuffle, available_memory, block_order, choose_shuffle, global_order
+from student.order import Shuffle, available_memory, choose_shuffle
+from student.steps import PlannedStep, plan_steps, samples_a_step, steps_in_order
 from student.targets import FromCache, Residency, Targets, Values, place, place_inputs
 from student.views import PLAIN, Views
 
@@ -141,7 +142,7 @@ class CachedData:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in the data; one smaller batch where there is not a full one."""
-        return max(len(self) // self._samples_a_step(batch_size), 1)
+        return max(len(self) // samples_a_step(batch_size, self.views), 1)
 
     def shuffled(
         self, batch_size: int, *, seed: int, start: int, stop: int, part: tuple[int, int] = (0, 1)
@@ -172,51 +173,30 @@ class CachedData:
 
     def in_order(self, batch_size: int, *, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """The plain view of every row once, in the cache's order; of the batches the `first`, and then each `every`."""
-        starts = range(first * batch_size, len(self), every * batch_size)
-        rows = (np.arange(at, min(at + batch_size, len(self))) for at in starts)
-        return self._batches(_Step(number, at, np.zeros((len(at), 1), np.int64)) for number, at in enumerate(rows))
+        return self._batches(steps_in_order(len(self), batch_size, first=first, every=every))
 
     def keys_of(self, rows: torch.Tensor) -> list[str]:
         """The keys of rows of the cache, int64 (n,); of samples of the source where there is no cache."""
         keys = self.source.keys if self.reader is None else self.reader.keys
         return [keys[row] for row in rows.tolist()]
 
-    def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator["_Step"]:
-        per_epoch, window = self.steps_per_epoch(batch_size), BLOCK * GROUP
-        each = self._samples_a_step(batch_size)
-        blocks = self.shuffle == "blocks"
-        epoch, order, fetched = -1, np.arange(0), 0
-        for step in range(start, stop):
-            at = step % per_epoch * each
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = self._order(seed, epoch)
-                fetched = at // window * window
-            while blocks and fetched < min(at + window, len(order)):  # the next group comes while this one is used
-                self._fetch(order[fetched : fetched + window], seed, epoch)
-                fetched += window
-            last = max(min(at, len(order) - window), 0)
-            positions = order[at:][:each]
-            views = self._shown(positions, seed, epoch)
-            yield _Step(step - start, positions, views, order[last:][:window] if blocks else None)
+    def _plan(self, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[PlannedStep]:
+        return plan_steps(
+            self.rows,
+            total=len(self.source if self.reader is None else self.reader),
+            views=self.views,
+            shuffle=self.shuffle,
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            stop=stop,
+            fetch=self._fetch,
+        )
 
-    def _samples_a_step(self, batch_size: int) -> int:
-        return max(batch_size // self.views.per_sample, 1)
-
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
-        if self.shuffle == "blocks":
-            return block_order(len(self), seed=seed, epoch=epoch, block=BLOCK, group=GROUP)
-        return global_order(len(self), seed=seed, epoch=epoch)
-
-    def _fetch(self, positions: np.ndarray, seed: int, epoch: int) -> None:
+    def _fetch(self, rows: np.ndarray, views: np.ndarray) -> None:
         if self.targets is not None:
-            for view in self._shown(positions, seed, epoch).T:
-                self.targets.will_need(self.rows[positions], view=view)
-
-    def _shown(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """int64 (positions, views): in which of their views these samples are shown in an epoch."""
-        total = len(self.source if self.reader is None else self.reader)
-        return self.views.shown(self.rows[positions], total, seed=seed, epoch=epoch)
+            for view in views.T:
+                self.targets.will_need(rows, view=view)
 
     def _shown_rows(self) -> np.ndarray:
         """int64: rows whose inputs are needed; those that others are mixed with may be any."""
@@ -233,7 +213,7 @@ class CachedData:
         part = len(self) / len(self.reader)
         return choose_shuffle(round(part * stored), available_memory())
 
-    def _batches(self, plan: "Iterator[_Step]") -> Iterator[Batch]:
+    def _batches(self, plan: Iterator[PlannedStep]) -> Iterator[Batch]:
         plan, told = itertools.tee(plan)
         targets: Iterator[Values] = itertools.repeat({})
         if self.targets is not None:
@@ -250,7 +230,7 @@ class CachedData:
                 self._check(loaded)
                 yield self._batch(step, loaded, finished, next(targets), transfer)
 
-    def _frames(self, step: "_Step") -> Frames:
+    def _frames(self, step: PlannedStep) -> Frames:
         samples = self.samples[step.positions]
         if self.reader is None or self._augmentation is None or not step.views.any():
             frames = Frames.plain(samples)
@@ -278,7 +258,9 @@ class CachedData:
             key = self.source.keys[int(loaded.rows[np.flatnonzero(loaded.reasons)[0]])]
             raise FeatureCacheError(f"sample {key!r} was decoded for the teacher and cannot be decoded here")
 
-    def _batch(self, step: "_Step", loaded: Loaded, finished: Finished, targets: Values, transfer: Transfer) -> Batch:
+    def _batch(
+        self, step: PlannedStep, loaded: Loaded, finished: Finished, targets: Values, transfer: Transfer
+    ) -> Batch:
         at = np.repeat(step.positions, step.views.shape[1])[finished.asked]
         return Batch(
             inputs=finished.inputs,
@@ -301,7 +283,7 @@ class CachedData:
         share = np.where(is_mixed, shares, 1).astype(np.float32)
         return Mix(transfer.send(labels), transfer.send(share))
 
-    def _others(self, step: "_Step", draw: np.random.Generator) -> np.ndarray:
+    def _others(self, step: PlannedStep, draw: np.random.Generator) -> np.ndarray:
         """int64: rows for a bank, none of them of the step."""
         pool = self.rows if step.near is None else self.rows[step.near]
         taken = len(step.positions)
@@ -314,30 +296,6 @@ class CachedData:
         found = np.full(count, -1)
         found[self.rows] = self.samples
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What one batch is about."""
-
-    number: int
-    """How many came before it in this run."""
-    positions: np.ndarray
-    """int64 (samples,)."""
-    views: np.ndarray
-    """int64 (samples, views): in which of their views they are shown."""
-    near: np.ndarray | None = None
-    """int64: the positions that are in memory, from which a bank can be drawn; None where all are."""
-    is_part: bool = False
-    """Whether other processes have the rest."""
-
-    def part(self, number: int, of: int) -> "_Step":
-        """One of so many equal parts of the batch."""
-        if of == 1:
-            return self
-        size = len(self.positions) // of
-        own = slice(number * size, (number + 1) * size)
-        return replace(self, positions=self.positions[own], views=self.views[own], is_part=True)
 
 
 def _undecoded(reader: CacheReader, outputs: Sequence[str], views: int) -> np.ndarray:

@@ -248,8 +248,8 @@ def test_without_a_cache_there_are_labels_only_and_bad_samples_are_left_out():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 4 in groups of 2: five groups of the 40 rows."""
-    monkeypatch.setattr("student.data.BLOCK", 4)
-    monkeypatch.setattr("student.data.GROUP", 2)
+    monkeypatch.setattr("student.steps.BLOCK", 4)
+    monkeypatch.setattr("student.steps.GROUP", 2)
 
 
 def test_in_blocks_each_row_comes_once_an_epoch_and_a_resumed_run_goes_on(reader, small_blocks):
