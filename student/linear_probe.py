@@ -13,6 +13,8 @@ from featurecache.errors import UsageError
 __all__ = ["LinearProbe", "fit_linear_probe"]
 
 _BATCH = 4096
+_CONSTANT = 1e-6
+"""Standard deviation up to which a dimension is rounding."""
 _CHECK_EVERY = 10
 _PATIENCE = 100
 """Steps without a better validation loss before fitting stops."""
@@ -51,7 +53,8 @@ def fit_linear_probe(
         )
         raise UsageError(message, hint="give it more labels")
     targets = torch.from_numpy(labels.astype(np.int64))
-    mean, std = features.float().mean(0), features.float().std(0).clamp_min(1e-6)
+    mean, std = features.float().mean(0), features.float().std(0)
+    std = torch.where(std > _CONSTANT, std, torch.inf)  # a constant says nothing, and has no weight elsewhere either
     scaled = (features.float() - mean) / std
     held_out = torch.from_numpy(validation)
     steps, accuracy = _best_steps(

@@ -217,3 +217,15 @@ def test_a_probe_without_validation_or_training_labels_is_refused(held_out):
     bank = blobs(200, 3)
     with pytest.raises(UsageError, match="labels to fit on and to validate on"):
         fit_linear_probe(bank.vectors, bank.labels, held_out, classes=4)
+
+
+def test_a_dimension_that_is_constant_has_no_weight():
+    torch.manual_seed(0)
+    vectors, labels = torch.randn(200, 6), np.arange(200) % 4
+    vectors[np.arange(200), labels] += 3
+    vectors[:, 5] = 0.25  # as some encoders have one that is dead
+    probe = fit_linear_probe(vectors, labels, np.arange(200) % 5 == 0, classes=4)
+    assert (probe.weight[:, 5] == 0).all() and probe.weight.abs().max() < 5
+    moved = vectors.clone()
+    moved[:, 5] = 1
+    assert torch.equal(probe(moved), probe(vectors))
