@@ -1,7 +1,7 @@
 """From recipes and rows to what is trained: students, objectives, settings, and the data that all of them share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from student.parallel import Ranks
 from student.randomness import Randomness, seed_rank
 from student.selection import labelled_rows, validation_rows
 from student.settings import TrainSettings
+from student.views import PLAIN
 
 __all__ = ["TrainingRun", "build", "build_together", "open_rows", "try_once"]
 
@@ -57,8 +58,17 @@ def build(
     return build_together([recipe], rows, ranks, Machine(workers=workers, **machine))[0]
 
 
-def build_together(recipes: Sequence[TrainRecipe], rows: Rows, ranks: Ranks, machine: Machine) -> list[TrainingRun]:
-    """Students that are trained on the same batches, by recipes that differ in the student alone. Raises UsageError."""
+def build_together(
+    recipes: Sequence[TrainRecipe],
+    rows: Rows,
+    ranks: Ranks,
+    machine: Machine,
+    balances: Mapping[str, Balance] | None = None,
+) -> list[TrainingRun]:
+    """Students that are trained on the same batches, by recipes that differ in the student alone. Raises UsageError.
+
+    `balances` are those that a run was begun with: the last bits of new ones could turn what it learns.
+    """
     recipe = recipes[0]
     seen = np.where(labelled_rows(rows.keys, rows.joined.labels, recipe.labels), rows.joined.labels, NO_LABEL)
     # rows without a label teach nothing where labels are all that the objective looks at
@@ -67,7 +77,9 @@ def build_together(recipes: Sequence[TrainRecipe], rows: Rows, ranks: Ranks, mac
     training_rows = rows.joined.rows[usable & ~held_out]
     if not training_rows.size:
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
-    balances = rows.taught.balances(rows.outputs, training_rows, views=rows.views.count, device=ranks.device)
+    if balances is None:
+        found = rows.taught.balances(rows.outputs, training_rows, views=rows.views.count, device=ranks.device)
+        balances = {name: _of_first(balance, ranks) for name, balance in found.items()}
     labels = _labels(rows, seen)
     made = []
     for each in recipes:
@@ -84,18 +96,27 @@ def build_together(recipes: Sequence[TrainRecipe], rows: Rows, ranks: Ranks, mac
         "stored": rows.stored,
         "check_inputs": recipe.check_inputs,
         "bank_rows": max(objective.bank_rows for _, objective, _ in made),
+        "bank_outputs": made[0][1].bank_outputs,
         "shuffle": recipe.shuffle,
         "device": ranks.device,
         "workers": default_workers(ranks.device.type) if machine.workers is None else machine.workers,
     }
     training = _data(rows, student, labels, usable & ~held_out, loading)
-    validation = _data(rows, student, labels, usable & held_out, loading)
+    # only the plain view is validated
+    validation = _data(rows, student, labels, usable & held_out, {**loading, "views": PLAIN})
+    training.shuffle = "blocks" if ranks.first_says(training.shuffle == "blocks") else "global"
     _check_batches(recipe, [student for student, _, _ in made], training, ranks)
     settings = _settings(recipe, training, machine)
     return [
         TrainingRun(student, objective, training, validation, settings, balances, randomness)
         for student, objective, randomness in made
     ]
+
+
+def _of_first(balance: Balance, ranks: Ranks) -> Balance:
+    """The first process's: on unlike hosts the last bits differ, and with them eigenvectors."""
+    matrix = None if balance.matrix is None else ranks.of_first(balance.matrix)
+    return replace(balance, mean=ranks.of_first(balance.mean), scale=ranks.of_first(balance.scale), matrix=matrix)
 
 
 def try_once(run: TrainingRun) -> None:
@@ -223,7 +244,7 @@ def _check_batches(recipe: TrainRecipe, students: Sequence[Student], training: C
 
 
 def _settings(recipe: TrainRecipe, training: CachedData, machine: Machine) -> TrainSettings:
-    per_epoch = max(training.steps_per_epoch(recipe.batch_size) // recipe.accumulate, 1)
+    per_epoch = training.steps_per_epoch(recipe.batch_size) / recipe.accumulate
     is_image = training.source.modality == "image"
     rate = _LEARNING_RATES[training.source.modality] if recipe.learning_rate is None else recipe.learning_rate
     on_gpu = training.device.type == "cuda"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featurecache.store.reader import Cache, CacheReader
+    from pipelines.judged import Several
     from student.data import CachedData
     from student.join import Elsewhere
     from student.models.student import Student
@@ -108,7 +109,7 @@ def evaluate_run(
         bank = _open(student, learned_from, bank_names, given, loading)
         bank = _part(bank, recipe["validation"], validation=False)
         stored = bank_names.get("embedding")
-        yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, stored=stored)
+        yield from _judge_features(scores, student, found, targets, bank, held_out, batch_size, several, stored=stored)
     scores["parameters"] = sum(parameter.numel() for parameter in student.parameters())
     scores["student"] = student.backbone.name
     scores["teacher"] = reader.teacher_part(next(iter(names.values()))).facts["teacher"]
@@ -144,7 +145,7 @@ def _targets(reader: "CacheReader", learned: Mapping[str, str]) -> dict[str, str
 
     Raises UsageError if this split does not have it.
     """
-    found = {name: name for name in reader.outputs if "/" not in name and not is_layer(name)}
+    found = {output: name for output, name in _of_teacher(reader, learned).items() if not is_layer(output)}
     for output, made_by in learned.items():
         if is_layer(output):  # nothing is judged by these
             continue
@@ -154,6 +155,13 @@ def _targets(reader: "CacheReader", learned: Mapping[str, str]) -> dict[str, str
             raise UsageError(message, hint="extract this split with the same teacher, or give another --split")
         found[output] = name
     return found
+
+
+def _of_teacher(reader: "CacheReader", learned: Mapping[str, str]) -> Mapping[str, str]:
+    """Outputs, own names to those in the reader, of the teacher that made what was learned; else of the first."""
+    each = list(reader.by_teacher.values())
+    makers = set(learned.values())
+    return next((names for names in each if makers & {reader.made_by(name) for name in names.values()}), each[0])
 
 
 def _unseen(data: "CachedData", reader: "CacheReader", names: Mapping[str, str]) -> "tuple[CachedData, bool]":
@@ -188,6 +196,7 @@ def _open(
         sample_of=joined.sample_of,
         reader=reader,
         stored=stored,
+        residency="stream",  # for one pass over rows that are chosen only now
         device=loading.device,
         workers=loading.workers,
     )
@@ -220,6 +229,7 @@ def _judge_features(
     bank: "CachedData",
     held_out: "CachedData",
     batch_size: int,
+    several: "Several",
     *,
     stored: str | None = None,
 ) -> Run[None]:
@@ -246,7 +256,7 @@ def _judge_features(
     if isinstance(embedding, torch.Tensor) and bank.reader is not None and stored:
         of_teacher = bank.reader.read(bank.rows, outputs=[stored])[stored]
         assert isinstance(of_teacher, torch.Tensor)
-        vectors["teacher_"] = (of_teacher, embedding)
+        vectors["teacher_"] = (several.balanced(of_teacher), embedding)
     for whose, (of_bank, of_judged) in vectors.items():
         result = feature_scores(
             Features(of_bank, bank.labels),

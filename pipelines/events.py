@@ -71,4 +71,6 @@ def default_device() -> str:
 def default_workers(device: str) -> int:
     """Loader processes: a quarter of the cores where the network needs them too, else all but one and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # of torchrun, which share this machine
+    cores = max(cores // max(int(processes), 1), 1) if processes.isdecimal() else cores
     return cores // 4 if device == "cpu" else min(cores - 1, 8)

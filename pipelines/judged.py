@@ -68,14 +68,18 @@ class Several:
             outputs
         )
 
+    def balanced(self, embedding: Tensor) -> Tensor:
+        """The first teacher's embedding (rows, dim) as the student was to learn it."""
+        balance = self.balances.get(self.given[0].known_as("embedding") if self.given else "embedding")
+        return embedding if balance is None else balance.apply(embedding)
+
     def targets(
         self, plain: Mapping[str, Tensor | SparseLogits], rows: np.ndarray
     ) -> "dict[str, Tensor | SparseLogits]":
         """The first teacher's outputs of some rows as the student was to learn them: balanced, or of the ensemble."""
         found = dict(plain)
-        balance = self.balances.get(self.given[0].known_as("embedding") if self.given else "embedding")
-        if balance is not None and isinstance(embedding := found.get("embedding"), Tensor):
-            found["embedding"] = balance.apply(embedding)
+        if isinstance(embedding := found.get("embedding"), Tensor):
+            found["embedding"] = self.balanced(embedding)
         if self.ensemble:
             members = [one.known_as("logits") for one in self.given if "logits" in one.outputs]
             # at temperature 1, where the mean of probabilities is what the ensemble says

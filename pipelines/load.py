@@ -91,14 +91,19 @@ def open_inputs(
 
 
 def teacher_input(
-    cache: "Cache", reader: "CacheReader", *, img_size: int | None = None, max_length: int | None = None
+    cache: "Cache",
+    reader: "CacheReader",
+    *,
+    output: str | None = None,
+    img_size: int | None = None,
+    max_length: int | None = None,
 ) -> ImageInput | TextInput:
-    """The input of the teacher behind the cache, at another size or length where one is given.
+    """The input of the teacher behind an output, or behind the first, at another size or length where one is given.
 
     The student sees the same crop and the same tokens as the teacher did. Raises UsageError for the option of the other
     kind of input, CorruptCacheError if what the cache says of it makes no sense.
     """
-    part = reader.teacher_part(next(iter(reader.outputs)))
+    part = reader.teacher_part(output or next(iter(reader.outputs)))
     value = part.facts["input"]
     if not isinstance(value, dict) or value.get("kind") not in ("image", "text"):
         raise CorruptCacheError(f"{part.prefix}/part.json does not say what its teacher takes in")

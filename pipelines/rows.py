@@ -22,6 +22,9 @@ from student.views import Views
 
 __all__ = ["Rows", "of_first_cache", "open_rows"]
 
+_USUAL = 4.0
+"""The default temperature of kl."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -51,7 +54,9 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     """Open the cache and the data and join them. Raises UsageError, IncompleteError, SourceError."""
     cache, taught = open_teachers(recipe)
     reader = taught.reader
-    network_input = teacher_input(cache, reader, img_size=recipe.img_size, max_length=recipe.max_length)
+    shown = next(name for one in taught.given if one.row_of is None for name in one.outputs.values())
+    sizes = {"img_size": recipe.img_size, "max_length": recipe.max_length}
+    network_input = teacher_input(cache, reader, output=shown, **sizes)
     source, stored = open_inputs(reader, recipe.data, network_input)
     objective = recipe.objective or _default_objective(taught, source)
     outputs = taught.needed(objective)
@@ -120,7 +125,18 @@ def _is_logits(output: str) -> bool:
 
 def _default_objective(taught: Taught, source: Source) -> str:
     """All that the plain outputs of teachers and the data's labels can serve, each with weight 1."""
-    serves = {"logits": "kl", "embedding": "align-uniform"}
+    serves = {"logits": _default_kl(taught), "embedding": "align-uniform"}
     terms = [objective for output, objective in serves.items() if output in taught.names]
     labelled = ["ce"] if (source.labels != NO_LABEL).any() else []
     return ",".join([*terms, *labelled])
+
+
+def _default_kl(taught: Taught) -> str:
+    """At its own temperature, or at one that all sparse logits were kept for."""
+    kept = [
+        set(temperatures)
+        for one in taught.given
+        if "logits" in one.outputs and (temperatures := one.reader.temperatures(one.outputs["logits"])) is not None
+    ]
+    common = set.intersection(*kept) if kept else set()
+    return f"kl(temperature={max(common):g})" if common and _USUAL not in common else "kl"

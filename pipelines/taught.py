@@ -1,6 +1,6 @@
 """Which teachers a run learns from, and how what they gave becomes its targets."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,9 @@ class Taught:
         if views > 1:
             check_same_views([self.given[0], *(one for one in used if one is not self.given[0])])
 
-    def targets(self, outputs: Sequence[str], objective: str, balances: "dict[str, Balance] | None" = None) -> Targets:
+    def targets(
+        self, outputs: Sequence[str], objective: str, balances: "Mapping[str, Balance] | None" = None
+    ) -> Targets:
         """What batches get. Raises UsageError where no one ensemble can serve all terms."""
         temperature = self._temperature(objective) if self.ensemble == "probabilities" else 1.0
         how, members = self.ensemble, self.members
@@ -148,7 +150,8 @@ class Taught:
 
     def _temperature(self, objective: str) -> float:
         """The one temperature at which logits are softened: the mean of probabilities depends on it."""
-        terms = [term for term in parse_objective(objective) if "logits" in OBJECTIVES.get(term.objective).needs]
+        whole = [term for term in parse_objective(objective) if set(_outputs_needed(term, self.plain)) <= {"logits"}]
+        terms = [term for term in whole if "logits" in OBJECTIVES.get(term.objective).needs]
         found = {
             float({**objective_options(term.objective), **term.options}.get("temperature", 1.0))
             for term in terms

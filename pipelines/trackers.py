@@ -1,6 +1,7 @@
 """Where a run's curves go besides metrics.jsonl: TensorBoard, or any tracker with the functions of Weights & Biases."""
 
 import contextlib
+import hashlib
 import importlib
 import inspect
 import sys
@@ -96,16 +97,25 @@ class _WandbLike:
             "config": recipe,
             "resume": "allow",
             "dir": str(run),
-            "id": f"{run.name}-{recipe['digest'][:8]}",  # by which wandb finds what an interrupted run has told
+            "id": _identity(run),  # by which wandb finds what an interrupted run has told
+            "reinit": "create_new",  # several students have a curve each
         }
         known = inspect.signature(self._module.init).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the run's own result
-            self._module.init(**{key: value for key, value in given.items() if takes_all or key in known})
+            begun = self._module.init(**{key: value for key, value in given.items() if takes_all or key in known})
+        self._run = begun if hasattr(begun, "log") and hasattr(begun, "finish") else self._module
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._module.log(dict(values), step=step)
+        self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._module.finish()
+            self._run.finish()
+
+
+def _identity(run: Path) -> str:
+    """The same as long as the run directory is, and another where a run was removed and begun anew."""
+    recipe = run / "recipe.json"
+    begun = recipe.stat().st_mtime_ns if recipe.exists() else 0
+    return hashlib.sha256(f"{run.absolute()} {begun}".encode()).hexdigest()[:16]

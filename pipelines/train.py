@@ -2,14 +2,14 @@
 
 import collections
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurecache.errors import UsageError
+from featurecache.errors import FeatureCacheError, UsageError
 from featurecache.sources import location
-from featurecache.types import Json
+from featurecache.types import Json, Modality
 from pipelines.events import Message, Run, default_device
 from pipelines.events import finish as run_to_the_end
 from pipelines.machine import Machine
@@ -21,9 +21,13 @@ from pipelines.trackers import check_trackers
 if TYPE_CHECKING:
     from pipelines.build import TrainingRun
     from pipelines.rows import Rows
+    from student.balance import Balance
     from student.parallel import Ranks
 
 __all__ = ["train_student"]
+
+_BALANCE = "balance.safetensors"
+"""How targets are balanced, from the beginning of a run."""
 
 
 def train_student(
@@ -76,6 +80,7 @@ def _train(
     track: Sequence[str],
 ) -> Run[list[Json]]:
     from pipelines.build import build_together, open_rows, try_once
+    from student.balance import load_balances
     from student.trainee import Trainee
     from student.trainer import train_together
 
@@ -83,19 +88,18 @@ def _train(
     check_trackers(track)
     rows = open_rows(recipe)
     yield from _left_out(rows)
-    built = build_together(recipes, rows, ranks, machine)
+    runs = [RunDir(path) for path in _places(out, recipes, rows.reader.modality, resume=resume)]
+    begun = load_balances(runs[0].path / _BALANCE) if resume else {}
+    built = build_together(recipes, rows, ranks, machine, begun or None)
     for each in built:
         try_once(each)
         yield Message(f"student {each.student.backbone.name}, objective {rows.objective}")
     yield from map(Message, built[0].objective.notes)
-    runs = [RunDir(path) for path in _places(out, built, resume=resume)]
     if resume and recipe.shuffle == "auto":
         built[0].training.shuffle = _shuffle_begun(runs[0].path) or built[0].training.shuffle
     records = [_record(each, rows, one) for each, one in zip(recipes, built, strict=True)]
     ranks.wait()  # all have looked for a free name
-    if ranks.is_first:
-        runs = [RunDir.create(run.path, record, resume=resume) for run, record in zip(runs, records, strict=True)]
-    ranks.wait()
+    _begin(runs, records, built[0].balances, ranks, resume=resume)
     yield from _told(recipe, rows, built, runs, ranks)
     left = [(run, one) for run, one in zip(runs, built, strict=True) if not (resume and run.is_finished())]
     if not left:
@@ -113,6 +117,9 @@ def _train(
         )
         if resume and run.checkpoint.exists():
             trainee.resume()
+            yield Message(f"{run.path} goes on from step {trainee.done:,}")
+        elif resume:
+            yield Message(f"{run.path} has no checkpoint yet and begins anew")
         trainees.append(trainee)
     loop = train_together(trainees, built[0].training, built[0].settings, validation=built[0].validation)
     if ranks.is_first:
@@ -126,9 +133,31 @@ def _train(
     return [run.summary() for run in runs]
 
 
-def _places(out: Path | None, built: "Sequence[TrainingRun]", *, resume: bool) -> list[Path]:
+def _begin(
+    runs: Sequence[RunDir], records: Sequence[Json], balances: "Mapping[str, Balance]", ranks: "Ranks", *, resume: bool
+) -> None:
+    """Make the run directories, or take them up. Raises what `RunDir.create` does, on every rank."""
+    from student.balance import save_balances
+
+    failure: FeatureCacheError | None = None
+    if ranks.is_first:
+        try:
+            for run, record in zip(runs, records, strict=True):
+                RunDir.create(run.path, record, resume=resume)
+                if balances and not (run.path / _BALANCE).exists():
+                    save_balances(run.path / _BALANCE, balances)
+        except FeatureCacheError as error:
+            failure = error
+    if not ranks.first_says(failure is None):
+        raise failure or UsageError("the first process could not begin the run")
+
+
+def _places(out: Path | None, recipes: Sequence[TrainRecipe], modality: Modality, *, resume: bool) -> list[Path]:
     """The directory of each run."""
-    names = [one.student.backbone.name.replace(":", "-") for one in built]
+    from student.models.build import DEFAULT_STUDENTS
+
+    students = [recipe.student or DEFAULT_STUDENTS[modality] for recipe in recipes]
+    names = [name.removeprefix("timm:").replace(":", "-") for name in students]
     if out is None:
         return [RunDir.named(Path("runs"), name, resume=resume) for name in names]
     return [out] if len(names) == 1 else [out / name for name in names]

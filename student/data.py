@@ -85,6 +85,7 @@ class CachedData:
         stored: StoredInputs | None = None,
         check_inputs: CheckInputs = "sample",
         bank_rows: int = 0,
+        bank_outputs: Sequence[str] | None = None,
         shuffle: Literal["auto"] | Shuffle = "auto",
         device: torch.device | str = "cpu",
         workers: int = 0,
@@ -93,6 +94,7 @@ class CachedData:
         all of it, for what samples are mixed with. `outputs` are the reader's that are compared with what the samples
         are now, and the targets, unless other `targets` are given; `residency` says where those are.
 
+        `bank_outputs` are those that batches have of `bank_rows` other rows, by default all that are one dense vector.
         With `stored` the inputs come from the cache, and the samples are its rows. `shuffle` is "global" or, for a
         cache that does not fit in memory, "blocks"; "auto" looks at what is available.
         """
@@ -105,6 +107,7 @@ class CachedData:
         self.views = views
         self.stored = stored
         self.bank_rows = min(bank_rows, max(samples.size - 1, 0))
+        self._bank_outputs = bank_outputs
         self.device = torch.device(device)
         self.workers = workers
         self.targets: Targets | None = None
@@ -157,12 +160,13 @@ class CachedData:
         if not self.bank_rows or self.targets is None:
             yield from batches
             return
-        # what is sparse is not compared with other rows
-        sample = self.targets.read(self.rows[:1])
-        dense = [name for name, values in sample.items() if isinstance(values, torch.Tensor)]
+        wanted = self._bank_outputs
+        if wanted is None:  # all but what is sparse, or there for each token
+            sample = self.targets.read(self.rows[:1])
+            wanted = [name for name, it in sample.items() if isinstance(it, torch.Tensor) and it.ndim == 2]
         others = (self._others(step, np.random.default_rng((seed, start + step.number, _BANK))) for step in chosen)
         asked, drawn = itertools.tee(others)
-        banks = self.targets.gather(asked, outputs=dense, device=self.device)
+        banks = self.targets.gather(asked, outputs=wanted, device=self.device)
         transfer = Transfer(self.device)
         for batch, bank, rows in zip(batches, banks, drawn, strict=False):
             yield replace(

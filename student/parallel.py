@@ -77,6 +77,16 @@ class Ranks:
         dist.broadcast(told, src=0)
         return bool(told)
 
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, of the same shape on all; on the device where it is."""
+        if self.world == 1:
+            return tensor
+        import torch.distributed as dist
+
+        told = tensor.detach().cpu().contiguous()
+        dist.broadcast(told, src=0)
+        return told.to(tensor.device)
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world > 1:

@@ -17,6 +17,10 @@ class Randomness:
         self._own = _state(device)
         self._others = self._own
 
+    def restore(self) -> None:
+        """Put torch's generators back to where it began, or where the last `with` ended."""
+        _set(self._own, self._device)
+
     def __enter__(self) -> None:
         self._others = _state(self._device)
         _set(self._own, self._device)

@@ -68,7 +68,9 @@ class TrainSettings:
                 f"ema is {self.ema:g}, layer decay {self.layer_decay:g}, patience {self.patience}",
                 hint="ema is from 0 to below 1, the layer decay above 0 and at most 1, the patience 0 or more",
             )
-
+        if self.shard and self.precision == "float16":
+            hint = "use bfloat16, which needs no scale"
+            raise UsageError("torch has no loss scale for weights that are shared out between processes", hint=hint)
         if self.shard and (self.ema or self.patience):
             message = "weights that are shared out between processes have no average, and no best ones to go back to"
             raise UsageError(message, hint="leave out the sharding, or the average and the patience")

@@ -1,6 +1,7 @@
 """One student in training: its objective, its optimizer, the average of its weights, and what it has come to."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from featurecache.errors import UsageError
+from featurecache.inputs import Inputs
 from student.checkpoint import load_checkpoint, load_weights, read_facts, save_checkpoint, save_tensors
 from student.distribute import average_gradients, clip_gradients, copy_from_first, distribute, shard
 from student.finite import Watch
@@ -130,7 +132,7 @@ class Trainee:
 
     def note_validation(self, loss: float) -> None:
         """Count validations without a smaller loss; with a patience, keep the weights of the smallest one."""
-        if self.best is not None and loss >= self.best:
+        if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
             self._worse += 1
             return
         self.best, self._worse = loss, 0
@@ -179,8 +181,12 @@ class Trainee:
 
     def _exchanging(self, ends_step: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged once a step."""
-        no_sync = None if ends_step else getattr(self._forward, "no_sync", None)
-        return no_sync() if no_sync else contextlib.nullcontext()
+        forward: Any = self._forward
+        if hasattr(forward, "set_requires_gradient_sync"):
+            forward.set_requires_gradient_sync(ends_step)
+        elif not ends_step and hasattr(forward, "no_sync"):
+            return forward.no_sync()
+        return contextlib.nullcontext()
 
     def _modules(self) -> dict[str, nn.Module]:
         averaged = {} if self._averaged is None else {"averaged": self._averaged.module}
@@ -188,17 +194,26 @@ class Trainee:
 
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         if self._compiled is not None:
-            random = torch.get_rng_state()
+            before = Randomness(self.ranks.device)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the compiler's, about what would be faster still
-                    return self._gradients_through(self._compiled, batch)
-            except (torch._dynamo.exc.TorchDynamoException, KeyError) as error:  # the latter for a layer that is lost
+                    return self._gradients_through(self._through_compiled, batch)
+            except torch._dynamo.exc.TorchDynamoException as error:
                 why = " ".join(str(error).split())[:200]
                 self.warning = f"the student is not compiled, but runs as it is: {why}"
                 self._compiled = None
-                torch.set_rng_state(random)
+                before.restore()
+                if not self._rows:  # nothing of this step was learned before
+                    self._optimizer.zero_grad(set_to_none=True)
         return self._gradients_through(self._forward, batch)
+
+    def _through_compiled(self, inputs: Inputs) -> dict[str, Tensor]:
+        try:
+            found: dict[str, Tensor] = self._compiled(inputs)
+        except KeyError as error:  # of a layer that the compiler passes by
+            raise torch._dynamo.exc.TorchDynamoException(f"the output {error} is lost") from error
+        return found
 
     def _gradients_through(self, forward: Callable[..., dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
         with self.settings.autocast(self.ranks.device):

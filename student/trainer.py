@@ -95,8 +95,8 @@ def _train(
     trainees: Sequence[Trainee], data: TrainingData, settings: TrainSettings, validation: TrainingData | None
 ) -> Iterator[Step | Validated]:
     per_step, ranks = settings.accumulate, trainees[0].ranks
-    per_epoch = max(data.steps_per_epoch(settings.batch_size) // per_step, 1)
-    interval = settings.interval or max(per_epoch, 100)
+    batches_per_epoch = data.steps_per_epoch(settings.batch_size)
+    interval = settings.interval or max(batches_per_epoch // per_step, 100)
     waiting = [trainee for trainee in trainees if not trainee.has_stopped]
     first = min((trainee.done for trainee in waiting), default=settings.steps)
     batches = data.shuffled(
@@ -112,7 +112,7 @@ def _train(
         trainee.objective.train()
     for number, batch in enumerate(batches, first * per_step):
         step, is_last = number // per_step + 1, (number + 1) % per_step == 0
-        epoch = (step - 1) // per_epoch
+        epoch = (step - 1) * per_step // batches_per_epoch
         learning = [trainee for trainee in waiting if trainee.done < step]
         for trainee in learning:
             losses = trainee.learn(batch, ends_step=is_last)

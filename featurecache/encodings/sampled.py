@@ -42,6 +42,7 @@ class Sampled:
             raise UsageError(f"{exact}sampled:{draws} draws {draws:,} times", hint=f"1 to {_MOST_DRAWS:,} are possible")
         check_temperatures([temperature])
         self.temperature = float(temperature)
+        self.temperatures = (self.temperature,)
         self.spec = f"{exact}sampled:{draws}@{shortest(self.temperature)}"
         self._name, self._draws, self._k, self._size = output.name, draws, k, size
         self._places = min(draws, size - k)

@@ -320,6 +320,11 @@ class CacheReader:
         """The part that gives an output: a teacher's, or a probe."""
         return self._find(output).part.part
 
+    def temperatures(self, output: str) -> tuple[float, ...] | None:
+        """Those at which sparse logits can be used; None for a dense output, which any will do for."""
+        found: tuple[float, ...] | None = getattr(self._column(output).encoding, "temperatures", None)
+        return found
+
     def classifier(self, output: str) -> "tuple[Tensor, Tensor] | None":
         """float32 weight (classes, dim) and bias (classes,) of the head that a probe put on an embedding; None for an
         output that a teacher gave."""

@@ -1,5 +1,6 @@
 """`fc extract`, `fc probe`, `fc fit-teacher`: what a teacher knows, put into a cache."""
 
+import os
 import shlex
 import sys
 from typing import Annotated, Literal
@@ -253,4 +254,6 @@ def how_to_go_on(out: str) -> str:
 
 def resume_command() -> str:
     """The command that is running, to be typed again; under the name that no shell takes for its own."""
-    return shlex.join(["featurecache", *sys.argv[1:]])
+    command = shlex.join(["featurecache", *sys.argv[1:]])
+    world = os.environ.get("WORLD_SIZE", "1")
+    return command if world == "1" else f"torchrun ... $(which featurecache) {shlex.join(sys.argv[1:])}"

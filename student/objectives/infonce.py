@@ -63,9 +63,10 @@ class InfoNCE(nn.Module):
         similarity = (u @ v.T).masked_fill(hidden, -math.inf)
         choices = similarity
         if self.bank_rows and batch.bank:  # a validation batch may come without
-            further = u @ F.normalize(batch.bank["embedding"], dim=1).T
+            further = u @ F.normalize(batch.bank["embedding"][: self.bank_rows], dim=1).T  # another may want more
             if self.mask_same_class and batch.bank_labels is not None:
-                further = further.masked_fill(same_class(batch.labels, batch.bank_labels), -math.inf)
+                hidden = same_class(batch.labels, batch.bank_labels[: self.bank_rows])
+                further = further.masked_fill(hidden, -math.inf)
             choices = torch.cat([similarity, further], dim=1)
         loss = F.cross_entropy(choices, own)
         return (loss + F.cross_entropy(similarity.T, own)) / 2 if self.symmetric else loss

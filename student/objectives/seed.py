@@ -52,7 +52,7 @@ class SEED(nn.Module):
     def forward(self, student: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Reads student "embedding" and target "embedding" (batch, dim), and the bank's (rows, dim) if there is one."""
         u, v = directions(student["embedding"]), directions(batch.dense("embedding"))
-        others = directions(batch.bank["embedding"]) if self.bank_rows and batch.bank else None
+        others = directions(batch.bank["embedding"][: self.bank_rows]) if self.bank_rows and batch.bank else None
         target = (_choices(v, v, others) / self.teacher_temperature).softmax(dim=1)
         return F.cross_entropy(_choices(u, v, others) / self.temperature, target)
 

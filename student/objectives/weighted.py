@@ -37,7 +37,7 @@ _GRAMMAR = "write NAME, NAME:WEIGHT or NAME(OPTION=VALUE,...):WEIGHT, with comma
 _AT_TEACHER = re.compile(r"@[^\s():,@]+")
 _REMEDIES = {
     "labels": "give data that has labels with `--data`",
-    "logits": "add them with `fc probe --cache CACHE`, or extract `--outputs logits` of a teacher that classifies",
+    "logits": "add them with `fc probe --cache {cache}`, or extract `--outputs logits` of a teacher that classifies",
 }
 
 Number: TypeAlias = int | float
@@ -79,6 +79,8 @@ class WeightedSum(nn.Module):
         self.needs = _union(_named(part.needs, name) for name, part in parts.items())
         self.heads = _union(_named_heads(part.heads, name) for name, part in parts.items())
         self.bank_rows = max(part.bank_rows for part in parts.values())
+        self.bank_outputs = _union(_named(part.needs, name) for name, part in parts.items() if part.bank_rows)
+        """What of other rows the parts read."""
         self.notes = _union(getattr(part, "notes", ()) for part in parts.values())
         """What the user should read before training."""
 
@@ -250,7 +252,8 @@ def _check_needs(term: Term, available: Collection[str], cache: str) -> None:
     missing = _missing(term, available)
     if missing:
         present = ", ".join(sorted(available)) or "nothing"
-        remedies = (_REMEDIES.get(need, f"add it with `fc extend {cache} --outputs {need}`") for need in missing)
+        usual = "add it with `fc extend {cache} --outputs {need}`"
+        remedies = (_REMEDIES.get(need, usual).format(cache=cache, need=need) for need in missing)
         raise UsageError(
             f"the objective {term.name!r} needs {' and '.join(missing)}; there is {present}", hint="; ".join(remedies)
         )

@@ -87,3 +87,9 @@ def test_a_biased_rule_is_told_once_before_training(tmp_path):
     told = [at for at, event in enumerate(events) if isinstance(event, Message) and "is biased" in event.text]
     steps = [at for at, event in enumerate(events) if not isinstance(event, Message)]
     assert len(told) == 1 and told[0] < steps[0]
+
+
+def test_without_an_objective_the_temperature_is_one_that_the_cache_has(drawn, tmp_path):
+    path, _ = drawn
+    training = train_student(cache=path, out=tmp_path / "run", **FAST)
+    assert Message("student bert:1x16, objective kl(temperature=1),align-uniform,ce") in list(training)

@@ -232,3 +232,34 @@ def test_the_mean_of_probabilities_is_of_one_temperature(caches, monkeypatch):
     with pytest.raises(UsageError, match="is another at each temperature, and the objective has 1 and 4") as refused:
         taught._temperature("two objectives of logits")
     assert "--ensemble logits" in refused.value.hint
+
+
+def test_features_of_a_balanced_teacher_are_judged_in_one_space(caches, tmp_path):
+    options = {"teachers": ("random-text",), "objective": "mse", "steps": 2}
+    plain, balanced = (run_of(caches[:1], tmp_path / how, balance=how, **options)[0] for how in ("none", "standardise"))
+    expected, found = (finish(evaluate_run(run=out, **HERE)) for out in (plain, balanced))
+    # a linear probe standardises anyway
+    assert found["teacher_linear"] == pytest.approx(expected["teacher_linear"], abs=0.11)
+    assert found["teacher_neighbours"] > 0.3  # four classes; of two spaces it would be chance
+
+
+def test_a_chosen_teacher_is_the_one_that_is_judged(caches, tmp_path):
+    out, *_ = run_of(caches[:1], tmp_path / "run", teachers=("random-text-2",), objective="cosine,ce", steps=5)
+    scores = finish(evaluate_run(run=out, **HERE))
+    reader = open_cache(caches[0]).split("test")
+    wanted = reader.made_by("random-text-2/embedding")
+    assert json.loads((out / "student/student.json").read_text())["targets"] == {"embedding": wanted}
+    labels = finish(evaluate_run(run=out, **HERE, features=False))
+    assert labels["agreement"] == scores["agreement"]
+
+
+def test_a_resumed_run_keeps_the_balance_that_it_was_begun_with(caches, tmp_path, monkeypatch):
+    given = {"objective": "mse", "teachers": ("all",), "steps": 110}
+    training = train_student(cache=list(caches), out=tmp_path / "run", **{**FAST, **given})
+    for event in training:
+        if isinstance(event, Advance) and event.done == 110:
+            training.close()
+    begun = (tmp_path / "run/balance.safetensors").read_bytes()
+    monkeypatch.setattr("pipelines.taught.phi_s", lambda _: pytest.fail("computed anew"))
+    run_of(caches, tmp_path / "run", resume=True, **given)
+    assert (tmp_path / "run/student/balance.safetensors").read_bytes() == begun

@@ -1,6 +1,7 @@
 """Curves in TensorBoard's files, and in a tracker with the functions of Weights & Biases."""
 
 import contextlib
+import os
 import sys
 import types
 
@@ -54,12 +55,41 @@ def test_a_tracker_like_wandb_is_told_everything_and_keeps_off_stdout(tmp_path, 
     with contextlib.suppress(KeyboardInterrupt), open_trackers(["recorder"], run, RECIPE) as trackers:
         trackers[0].log({"validation/loss": 0.5}, 10)
         raise KeyboardInterrupt
-    assert recorder.calls == [
-        ("init", "featurecache", "small", RECIPE, "allow", "small-01234567"),
-        ("log", {"validation/loss": 0.5}, 10),
-        ("finish",),
-    ]
+    first, *others = recorder.calls
+    assert first[:5] == ("init", "featurecache", "small", RECIPE, "allow")
+    assert others == [("log", {"validation/loss": 0.5}, 10), ("finish",)]
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_is_the_same_to_a_tracker_when_it_goes_on_and_another_when_it_is_begun_anew(tmp_path, monkeypatch):
+    recorder = Recorder("recorder")
+    monkeypatch.setitem(sys.modules, "recorder", recorder)
+    recipe = tmp_path / "recipe.json"
+    for begun in (1, 1, 2):
+        recipe.write_text("{}")
+        os.utime(recipe, ns=(begun, begun))
+        with open_trackers(["recorder"], tmp_path, RECIPE):
+            pass
+    again, once_more, anew = [call[5] for call in recorder.calls if call[0] == "init"]
+    assert again == once_more != anew
+
+
+def test_students_of_one_run_have_a_curve_each_where_the_tracker_gives_runs(tmp_path, monkeypatch):
+    class Run(Recorder):
+        pass
+
+    runs, module = [], types.ModuleType("giver")
+    module.init = lambda name, **_: runs.append(Run(name)) or runs[-1]
+    module.log = module.finish = None
+    monkeypatch.setitem(sys.modules, "giver", module)
+    with (
+        open_trackers(["giver"], tmp_path / "a", RECIPE) as first,
+        open_trackers(["giver"], tmp_path / "b", RECIPE) as second,
+    ):
+        first[0].log({"loss": 1.0}, 10)
+        second[0].log({"loss": 2.0}, 10)
+    told = {run.__name__: run.calls for run in runs}
+    assert told == {name: [("log", {"loss": loss}, 10), ("finish",)] for name, loss in (("a", 1.0), ("b", 2.0))}
 
 
 def test_only_what_a_tracker_takes_is_given_to_it(tmp_path, monkeypatch):

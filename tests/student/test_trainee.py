@@ -193,6 +193,14 @@ def test_stopping_early_needs_rows_to_validate_on_and_a_place_for_the_best(data,
         train(*make_parts(), data, settings, validation=data)
 
 
+def test_a_validation_that_is_not_finite_is_never_the_best(data, tmp_path):
+    settings = TrainSettings(steps=4, patience=2)
+    trainee = Trainee(*make_parts(), settings, ranks=Ranks.alone(), checkpoint=tmp_path / "last")
+    for loss in (float("nan"), 2.0, float("nan"), 3.0):
+        trainee.note_validation(loss)
+    assert trainee.best == 2.0 and trainee.has_stopped
+
+
 def side_by_side(data, texts, settings, *, folder=None, dropout=0.3, seeds=(0, 1), resume=False, validation=None):
     """Trainees of these objectives, with random numbers of their own."""
     trainees = []
@@ -298,7 +306,16 @@ def test_where_channels_lie_changes_no_result(data):
 
 @pytest.mark.parametrize(
     "given",
-    [{"accumulate": 0}, {"ema": 1.0}, {"ema": -0.1}, {"layer_decay": 0.0}, {"layer_decay": 1.1}, {"patience": -1}],
+    [
+        {"shard": True, "precision": "float16"},
+        {"shard": True, "ema": 0.9},
+        {"accumulate": 0},
+        {"ema": 1.0},
+        {"ema": -0.1},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.1},
+        {"patience": -1},
+    ],
 )
 def test_impossible_settings_are_refused(given):
     with pytest.raises(UsageError):

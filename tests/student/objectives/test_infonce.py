@@ -1,6 +1,7 @@
 """InfoNCE against plain loops: in batch, with a bank, with repeated samples, and its learned temperature."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,14 @@ def test_a_bank_that_was_not_asked_for_is_not_read():
     objective = InfoNCE(DIMENSIONS)
     assert objective.bank_rows == 0
     assert torch.equal(objective.double()(outputs, batch), objective(outputs, without))
+
+
+def test_of_a_bank_for_somebody_who_wants_more_only_its_own_share_is_read():
+    outputs, batch = random_outputs(5, heads=("embedding",)), random_batch(5, targets=("embedding",), bank_rows=6)
+    fewer = replace(batch, bank={"embedding": batch.bank["embedding"][:4]})
+    objective = InfoNCE(DIMENSIONS, negatives=4).double()
+    assert torch.equal(objective(outputs, batch), objective(outputs, fewer))
+    assert not torch.equal(objective(outputs, batch), InfoNCE(DIMENSIONS, negatives=6).double()(outputs, batch))
 
 
 def test_a_validation_batch_may_come_without_its_bank():
