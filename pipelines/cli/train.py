@@ -225,4 +225,5 @@ def train_student(
     again = resume_command() + ("" if resume else " --resume")
     found = console.follow(run, interrupted=f"go on from the last checkpoint with\n  {again}")
     if is_first_process():
-        console.show(found, as_json=as_json)
+        several = {} if as_json else {summary["run"]: summary for summary in found.get("runs", ())}
+        console.show(several or found, as_json=as_json)
