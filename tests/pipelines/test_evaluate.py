@@ -169,16 +169,17 @@ def test_without_labels_agreement_is_left(run, tmp_path):
 def test_few_labels_are_no_reason_to_fail(tmp_path):
     """Twenty labelled rows of which none falls into the part that stops the probe."""
     from pipelines.evaluate import _judge_features
+    from pipelines.judged import Several
     from student.data import CachedData
 
     source = open_data("synthetic-text:400")["train"]
     chosen = np.flatnonzero(~validation_rows(list(source.keys), 0.15))[:30]
     data = CachedData(source, open_cache_input(), samples=chosen, labels=source.labels[chosen])
     scores = {}
-    events = list(_judge_features(scores, None, {}, {}, data, data, 8))
+    events = list(_judge_features(scores, None, {}, {}, data, data, 8, Several((), None, {})))
     assert events == [Message("too few labels to judge features by")] and scores["linear"] is None
     unlabelled = CachedData(source, open_cache_input(), samples=chosen, labels=np.full(30, NO_LABEL))
-    assert list(_judge_features({}, None, {}, {}, unlabelled, data, 8)) == events
+    assert list(_judge_features({}, None, {}, {}, unlabelled, data, 8, Several((), None, {}))) == events
 
 
 def open_cache_input():
