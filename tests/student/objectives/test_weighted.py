@@ -96,10 +96,10 @@ def test_an_unknown_name_is_an_unknown_name_error():
             "ce,infonce",
             ("labels",),
             "the objective 'infonce' needs embedding; there is labels",
-            "`--outputs embedding`",
+            "`fc extend CACHE --outputs embedding`",
         ),
         ("kl,ce", ("logits",), "the objective 'ce' needs labels; there is logits", "`--data`"),
-        ("mse", (), "the objective 'mse' needs embedding; there is nothing", "`--outputs embedding`"),
+        ("mse", (), "the objective 'mse' needs embedding; there is nothing", "`fc extend CACHE --outputs embedding`"),
     ],
 )
 def test_refuses_an_objective_whose_needs_are_not_there(text, available, message, hint):
