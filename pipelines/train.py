@@ -81,6 +81,7 @@ def _train(
 ) -> Run[list[Json]]:
     from pipelines.build import build_together, open_rows, try_once
     from student.balance import load_balances
+    from student.checkpoint import has_checkpoint
     from student.trainee import Trainee
     from student.trainer import train_together
 
@@ -115,7 +116,7 @@ def _train(
             checkpoint=run.checkpoint,
             randomness=one.randomness,
         )
-        if resume and run.checkpoint.exists():
+        if resume and has_checkpoint(run.checkpoint):
             trainee.resume()
             yield Message(f"{run.path} goes on from step {trainee.done:,}")
         elif resume:

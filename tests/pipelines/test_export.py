@@ -331,8 +331,8 @@ def refuse(*_, **__):
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("/home/ada/secret/photos", "photos"),
-        ("train=/home/ada/a-{000..146}.tar", "train=a-{000..146}.tar"),
+        ("/data/ada/secret/photos", "photos"),
+        ("train=/data/ada/a-{000..146}.tar", "train=a-{000..146}.tar"),
         ("C:\\data\\photos", "photos"),
         ("./photos", "photos"),
         ("https://user:token@host.example/a/b.tar?signature=1", "https://host.example/a/b.tar"),
