@@ -6,7 +6,6 @@ import numpy as np
 
 from featurecache.augment import Augmentation, ImageAugmentation, TokenAugmentation
 from featurecache.errors import IncompleteError, UsageError
-from featurecache.inputs import TextInput
 from featurecache.rows import IMAGE_SIZE, rows_identity
 from featurecache.sources.base import Source
 from featurecache.store.layout import FORMAT, PartSpec, Shard
@@ -17,30 +16,13 @@ from featurecache.store.views import StoredViews
 from featurecache.store.writer import CacheWriter
 from featurecache.types import ArraySpec, Json
 
-__all__ = ["draw_views", "mask_of", "plan_views", "stored_views", "views_identity"]
+__all__ = ["draw_views", "plan_views", "stored_views", "views_identity"]
 
 
 def views_identity(augmentation: Augmentation | None, *, seed: int, views: tuple[int, int]) -> Json:
     """What decides which views [first, stop) are: for view 0 alone nothing is drawn."""
     drawn = {} if augmentation is None else {"augmentation": augmentation.to_json(), "seed": seed}
     return {"first": views[0], "count": views[1] - views[0], **drawn}
-
-
-def mask_of(network_input: TextInput) -> TokenAugmentation:
-    """BERT's corruption for the tokens of a network. Raises UsageError if its tokenizer has no token for a mask."""
-    tokenizer = network_input.tokenizer
-    masks = (tokenizer.token_to_id(token) for token in ("[MASK]", "<mask>"))
-    mask_id = next((number for number in masks if number is not None), None)
-    if mask_id is None:
-        hint = "give another teacher, or leave out --views"
-        raise UsageError("the teacher's tokenizer has no mask token, so its texts have the plain view alone", hint=hint)
-    special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    return TokenAugmentation(
-        mask_id=mask_id,
-        vocabulary=network_input.vocabulary_size,
-        special_ids=tuple(sorted(special)),
-        max_length=network_input.max_length,
-    )
 
 
 def plan_views(

@@ -25,8 +25,9 @@ from student.objectives.base import Dimensions
 from student.objectives.weighted import WeightedSum, make_objective, parse_objective
 from student.parallel import Ranks
 from student.randomness import Randomness, seed_rank
-from student.selection import labelled_rows, validation_rows
+from student.selection import first_rows, labelled_rows, validation_rows
 from student.settings import TrainSettings
+from student.start import start_from, start_place
 from student.views import PLAIN
 
 __all__ = ["TrainingRun", "build", "build_together", "open_rows", "try_once"]
@@ -74,7 +75,9 @@ def build_together(
     # rows without a label teach nothing where labels are all that the objective looks at
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
-    training_rows = rows.joined.rows[usable & ~held_out]
+    chosen = usable & ~held_out
+    chosen &= first_rows(rows.keys, chosen, recipe.samples)
+    training_rows = rows.joined.rows[chosen]
     if not training_rows.size:
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")
     if balances is None:
@@ -101,7 +104,7 @@ def build_together(
         "device": ranks.device,
         "workers": default_workers(ranks.device.type) if machine.workers is None else machine.workers,
     }
-    training = _data(rows, student, labels, usable & ~held_out, loading)
+    training = _data(rows, student, labels, chosen, loading)
     # only the plain view is validated
     validation = _data(rows, student, labels, usable & held_out, {**loading, "views": PLAIN})
     training.shuffle = "blocks" if ranks.first_says(training.shuffle == "blocks") else "global"
@@ -146,7 +149,7 @@ def _student(
 ) -> tuple[Student, WeightedSum]:
     """`labels` is what `_labels` gives."""
     name = recipe.student or DEFAULT_STUDENTS[rows.reader.modality]
-    backbone = build_backbone(name, rows.input, init_from=recipe.init_from)
+    backbone = build_backbone(name, rows.input)
     taught = rows.taught
     widths = {output: spec.shape[-1] for output, spec in {**taught.plain, **taught.specs}.items()}
     available = [*taught.plain, *(["labels"] if (labels != NO_LABEL).any() else [])]
@@ -163,7 +166,10 @@ def _student(
     elif "labels" in objective.heads:
         heads["labels"] = len(rows.source.class_names)
     layers = [head for head in objective.heads if is_layer(head)]
-    return Student(backbone, heads, shared=shared, layers=layers), objective
+    student = Student(backbone, heads, shared=shared, layers=layers)
+    if recipe.init_from is not None:
+        start_from(student, start_place(recipe.init_from, name), rows.source.class_names)
+    return student, objective
 
 
 def _dimensions(

@@ -109,7 +109,7 @@ def extract_cache(
 def augmentation_of(augment: str | None, views: int, network: "Teacher") -> "Augmentation | None":
     """What draws views 1 and on for a teacher: None where there is view 0 alone. Raises UsageError."""
     from featurecache.augment import find_augmentation
-    from featurecache.draw import mask_of
+    from featurecache.masking import mask_of
     from featurecache.inputs import TextInput
 
     if views == 1:

@@ -35,6 +35,7 @@ def fit_teacher(
     epochs: float = 4.0,
     batch_size: int = 32,
     learning_rate: float | None = None,
+    labels: int | None = None,
     validation: float = 0.1,
     img_size: int | None = None,
     max_length: int | None = None,
@@ -46,6 +47,7 @@ def fit_teacher(
     text_column: str | None = None,
     label_column: str | None = None,
     image_column: str | None = None,
+    limit: int | None = None,
 ) -> Run[Json]:
     """Train all weights by cross-entropy: from pretrained ones (`ft`) or from random ones (`fr`).
 
@@ -61,7 +63,7 @@ def fit_teacher(
 
     _check(mode, Path(out), weights=weights, epochs=epochs, batch_size=batch_size)
     columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "image_column": image_column}
-    source = open_data(data, splits=["train"], **columns)["train"]
+    source = open_data(data, splits=["train"], limit=limit, **columns)["train"]
     if not source.class_names:
         raise UsageError("a task teacher needs labels, and this data set has none")
     full = resolve_name(model)
@@ -72,7 +74,7 @@ def fit_teacher(
     network = _network(full, source, mode=mode, img_size=img_size, max_length=max_length, weights=weights)
     chosen = device or default_device()
     loading = {"device": chosen, "workers": default_workers(chosen) if workers is None else workers}
-    training, held_out = yield from _data(source, network.input, validation, loading)
+    training, held_out = yield from _data(source, network.input, labels, validation, loading)
     _check_batches(network, min(batch_size, len(training)))
     settings = TrainSettings(
         steps=max(round(epochs * training.steps_per_epoch(batch_size)), 1),
@@ -136,15 +138,19 @@ def _default_rate(mode: str, source: Source) -> float:
 
 
 def _data(
-    source: Source, network_input: ImageInput | TextInput, validation: float, loading: Mapping[str, Any]
+    source: Source,
+    network_input: ImageInput | TextInput,
+    labels: int | None,
+    validation: float,
+    loading: Mapping[str, Any],
 ) -> "Run[tuple[CachedData, CachedData]]":
     import numpy as np
 
     from student.data import CachedData
-    from student.selection import validation_rows
+    from student.selection import labelled_rows, validation_rows
 
     held_out = validation_rows(source.keys, validation)
-    known = source.labels != NO_LABEL
+    known = labelled_rows(source.keys, source.labels, labels)
     known[known] = yield from _decodable(source, network_input, np.flatnonzero(known), loading["workers"])
     parts = [np.flatnonzero(known & ~held_out), np.flatnonzero(known & held_out)]
     if not parts[0].size:

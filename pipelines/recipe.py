@@ -11,7 +11,7 @@ from featurecache.types import Json
 CheckInputs: TypeAlias = Literal["all", "sample", "off"]
 """As `student.alignment.CheckInputs`, which imports torch."""
 
-_LATER = ("teachers", "balance", "ensemble", "accumulate", "layer_decay", "ema", "patience")
+_LATER = ("tokenizer", "samples", "teachers", "balance", "ensemble", "accumulate", "layer_decay", "ema", "patience")
 
 __all__ = ["TrainRecipe"]
 
@@ -71,7 +71,11 @@ class TrainRecipe:
     max_length: int | None = None
     """The student's longest text in tokens; the teacher's by default."""
     init_from: str | None = None
-    """A trained model of the same shape to start from."""
+    """A trained model of the same shape to start from: a run, a folder, a name; its tokenizer goes with it."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with one; by default that of init_from, else the teacher's."""
+    samples: int | None = None
+    """How many samples are trained on, chosen by key, those with labels that may be seen first; all by default."""
     teachers: tuple[str, ...] | None = None
     """The teachers to learn from, by the names of their parts, or ("all",); by default the first of each cache."""
     balance: Literal["none", "standardise", "phi-s"] | None = None
@@ -95,7 +99,7 @@ class TrainRecipe:
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed} is too large", hint="it must be below 2**63")
         least = {"seed": 0, "batch_size": 1, "labels": 1, "img_size": 1, "max_length": 2, "views": 1}
-        least |= {"views_per_sample": 1, "accumulate": 1, "patience": 0}
+        least |= {"samples": 1, "views_per_sample": 1, "accumulate": 1, "patience": 0}
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}", hint=f"it is at least {smallest}")

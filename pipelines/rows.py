@@ -17,7 +17,10 @@ from pipelines.taught import Taught, open_teachers
 from student.alignment import check_augmentation, check_lengths, check_same_length, check_stored
 from student.given import elsewhere
 from student.join import Joined, join
+from student.models.build import DEFAULT_STUDENTS
 from student.selection import label_map
+from student.start import start_place, start_tokenizer
+from student.tokenizer import read_tokenizer
 from student.views import Views
 
 __all__ = ["Rows", "of_first_cache", "open_rows"]
@@ -56,7 +59,7 @@ def open_rows(recipe: TrainRecipe) -> Rows:
     reader = taught.reader
     shown = next(name for one in taught.given if one.row_of is None for name in one.outputs.values())
     sizes = {"img_size": recipe.img_size, "max_length": recipe.max_length}
-    network_input = teacher_input(cache, reader, output=shown, **sizes)
+    network_input = _student_input(recipe, teacher_input(cache, reader, output=shown, **sizes))
     source, stored = open_inputs(reader, recipe.data, network_input)
     objective = recipe.objective or _default_objective(taught, source)
     outputs = taught.needed(objective)
@@ -100,6 +103,20 @@ def open_rows(recipe: TrainRecipe) -> Rows:
         keys=[source.keys[sample] for sample in joined.samples],
         classes=label_map(source.class_names, logits.classes if logits else (), recipe.class_map),
     )
+
+
+def _student_input(recipe: TrainRecipe, of_teacher: ImageInput | TextInput) -> ImageInput | TextInput:
+    """The teacher's, with the tokenizer that was given or that belongs to what the student starts from."""
+    if isinstance(of_teacher, ImageInput):
+        if recipe.tokenizer:
+            raise UsageError("--tokenizer cannot be used: the cache's teacher takes images")
+        return of_teacher
+    text = None
+    if recipe.tokenizer:
+        text = read_tokenizer(recipe.tokenizer)
+    elif recipe.init_from:
+        text = start_tokenizer(start_place(recipe.init_from, recipe.student or DEFAULT_STUDENTS["text"]))
+    return TextInput(text, max_length=of_teacher.max_length) if text else of_teacher
 
 
 def of_first_cache(taught: Taught, outputs: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from featurecache.errors import UsageError
 from featurecache.fingerprint import hash_unit
 from featurecache.types import NO_LABEL
 
-__all__ = ["label_map", "labelled_rows", "validation_rows"]
+__all__ = ["first_rows", "label_map", "labelled_rows", "validation_rows"]
 
 
 def validation_rows(keys: Sequence[str], fraction: float) -> np.ndarray:
@@ -24,9 +24,23 @@ def labelled_rows(keys: Sequence[str], labels: np.ndarray, count: int | None) ->
     has_label = labels != NO_LABEL
     if count is None:
         return has_label
-    rows = np.flatnonzero(has_label)
-    if not 1 <= count <= rows.size:
-        raise UsageError(f"cannot choose {count} labels: {rows.size} usable rows have one")
+    if not 1 <= count <= np.count_nonzero(has_label):
+        raise UsageError(f"cannot choose {count} labels: {np.count_nonzero(has_label)} usable rows have one")
+    return _lowest(keys, has_label, count)
+
+
+def first_rows(keys: Sequence[str], usable: np.ndarray, count: int | None) -> np.ndarray:
+    """bool (rows,): of the usable rows, bool (rows,), the `count` that `labelled_rows` would choose first (all for
+    None). Raises UsageError if there are fewer."""
+    if count is None:
+        return usable
+    if not 1 <= count <= np.count_nonzero(usable):
+        raise UsageError(f"cannot choose {count} samples: there are {np.count_nonzero(usable)} to train on")
+    return _lowest(keys, usable, count)
+
+
+def _lowest(keys: Sequence[str], usable: np.ndarray, count: int) -> np.ndarray:
+    rows = np.flatnonzero(usable)
     order = np.argsort([hash_unit("labels", keys[int(row)]) for row in rows], kind="stable")
     chosen = np.zeros(len(keys), bool)
     chosen[rows[order[:count]]] = True

@@ -20,7 +20,7 @@ FLOORS = [
         "featurecache.teachers",
         "featurecache.encodings",
     ],
-    ["featurecache.frames", "featurecache.loader", "featurecache.store"],
+    ["featurecache.frames", "featurecache.loader", "featurecache.masking", "featurecache.store"],
     [
         "featurecache.rows",
         "featurecache.draw",
@@ -47,6 +47,7 @@ STUDENT_MAY = {
     "encodings",
     "frames",
     "loader",
+    "masking",
     "store.held",
     "store.reader",
     "store.stored_inputs",

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from featurecache.augment import find_augmentation
-from featurecache.draw import draw_views, mask_of, plan_views, stored_views
+from featurecache.draw import draw_views, plan_views, stored_views
 from featurecache.errors import IdentityError, IncompleteError, UsageError
 from featurecache.inputs import TextInput
+from featurecache.masking import mask_of
 from featurecache.store.objects import LocalObjects
 from featurecache.store.verify import Finding, verify
 from featurecache.teachers.random_projection import byte_tokenizer_json

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import featurecache.extract as extraction
 from featurecache import loader
 from featurecache.augment import find_augmentation
-from featurecache.draw import mask_of, stored_views
+from featurecache.draw import stored_views
+from featurecache.masking import mask_of
 from featurecache.errors import BadSampleError, FeatureCacheError, IncompleteError
 from featurecache.extract import extract
 from featurecache.frames import Frames

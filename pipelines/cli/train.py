@@ -51,7 +51,11 @@ def train_student(
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A trained model of the same shape to start from.", rich_help_panel=MODEL),
+        typer.Option(metavar="NAME", help="Start from a run, a folder, a hub name, published.", rich_help_panel=MODEL),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of texts; --init-from's or the teacher's by default.", rich_help_panel=MODEL),
     ] = None,
     epochs: Annotated[
         float, typer.Option(metavar="N", help="Passes over the training rows.", rich_help_panel=TRAINING)
@@ -120,6 +124,10 @@ def train_student(
     labels: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="How many labels may be seen; all by default.", rich_help_panel=DATA),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many samples to train on; all by default.", rich_help_panel=DATA),
     ] = None,
     missing: Annotated[
         Literal["refuse", "skip"],
@@ -210,6 +218,8 @@ def train_student(
         img_size=img_size,
         max_length=max_length,
         init_from=init_from,
+        tokenizer=tokenizer,
+        samples=samples,
         teachers=tuple(names(teachers) or ()) or None,
         balance=balance,
         ensemble=ensemble,

@@ -1,6 +1,7 @@
 """Which students there are, and how a name becomes a backbone."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,10 @@ from student.models.base import Backbone
 from student.models.bert import BertBackbone
 from student.models.timm_backbone import TimmBackbone
 
-__all__ = ["DEFAULT_STUDENTS", "STUDENTS", "backbone_from_json", "build_backbone"]
+__all__ = ["DEFAULT_STUDENTS", "PUBLISHED_BERTS", "STUDENTS", "backbone_from_json", "build_backbone"]
+
+PUBLISHED_BERTS = tuple(itertools.product((2, 4, 6, 8, 10, 12), (128, 256, 512, 768)))
+"""Layers and width of the 24 pre-trained BERTs of Turc et al., arXiv 1908.08962."""
 
 STUDENTS: dict[str, Modality] = {
     "mobilenetv3_small_100": "image",
@@ -23,11 +27,7 @@ STUDENTS: dict[str, Modality] = {
     "efficientnet_b0": "image",
     "resnet18": "image",
     "vit_tiny_patch16_224": "image",
-    "bert:2x128": "text",
-    "bert:4x256": "text",
-    "bert:4x512": "text",
-    "bert:8x512": "text",
-    "bert:12x768": "text",
+    **{f"bert:{layers}x{width}": "text" for layers, width in PUBLISHED_BERTS},
 }
 """Good choices and what they take in; any other timm name and any bert:LAYERSxWIDTH is a student too."""
 

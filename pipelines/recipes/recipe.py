@@ -1,0 +1,173 @@
+"""A recipe: what its file says, at one scale, with what was set and what is varied."""
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from featurecache.errors import UnknownNameError, UsageError
+from featurecache.types import Json
+
+__all__ = ["Recipe", "Sections", "known_recipes", "read_recipe"]
+
+Sections: TypeAlias = Mapping[str, Mapping[str, Json]]
+"""Settings by section and key."""
+
+_FOLDER = Path(__file__).parent
+_LARGEST_FILE = 2**16
+_OPEN = "arms"
+"""The section to which keys may be added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Stages and their settings; every section but `run` and `arms` is a stage, and `does` says of which kind."""
+
+    name: str
+    about: str
+    paper: str
+    scale: str
+    sections: Sections
+    varied: Mapping[str, tuple[Json, ...]]
+    """Values by "section.key"; every combination of them is a case."""
+
+    def cases(self) -> Iterator[tuple[Json, Sections]]:
+        """What is varied of each case, {"section.key": value}, and all of its settings."""
+        for values in itertools.product(*self.varied.values()):
+            chosen = dict(zip(self.varied, values, strict=True))
+            yield chosen, _changed(self.sections, chosen)
+
+
+def known_recipes() -> dict[str, str]:
+    """Name to what it is about, of the recipes that ship with the project."""
+    return {file.stem: str(_load(file).get("about", "")) for file in sorted(_FOLDER.glob("*.toml"))}
+
+
+def read_recipe(
+    name: str, *, scale: str = "small", changes: Sequence[str] = (), varied: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of that name, or in that .toml file, at a scale.
+
+    `changes` are "section.key=value", `varied` are "section.key=value,value"; values are written as in TOML, and texts
+    need no quotes. Raises UsageError, UnknownNameError.
+    """
+    file = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
+    if not name.endswith(".toml") and (name not in known_recipes()):
+        raise UnknownNameError("recipe", name, known_recipes())
+    whole = _load(file)
+    about, paper = str(whole.pop("about", "")), str(whole.pop("paper", ""))
+    scales = whole.pop("scales", {})
+    _check_file(file, whole)
+    if scale not in scales:
+        raise UnknownNameError("scale of this recipe", scale, scales)
+    at_scale = {f"{section}.{key}": value for section, keys in scales[scale].items() for key, value in keys.items()}
+    sections = _changed(whole, at_scale)
+    sections = _changed(sections, dict(_assignment(text, "--set") for text in changes))
+    values = {}
+    for text in varied:
+        key, value = _assignment(text, "--vary", several=True)
+        if len(value) < 2 or any(value.count(one) > 1 for one in value):
+            raise UsageError(f"--vary {text}: it needs two different values or more", hint="--set gives it one")
+        values[key] = tuple(value)
+    recipe = Recipe(
+        name=file.stem, about=about, paper=paper, scale=scale, sections=sections, varied=values
+    )
+    for _, case in recipe.cases():
+        _check_case(case)
+    return recipe
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise UsageError(f"{file} is too large to be a recipe")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not TOML: {error}") from None
+
+
+def _check_file(file: Path, sections: dict[str, Any]) -> None:
+    if not all(isinstance(section, dict) for section in sections.values()) or not {"run", "arms"} <= sections.keys():
+        raise UsageError(f"{file} is no recipe", hint="it has sections, [run] and [arms] among them; docs/recipes.md")
+
+
+def _assignment(text: str, option: str, *, several: bool = False) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise UsageError(f"cannot read {option} {text}", hint=f"write {option} SECTION.KEY=VALUE")
+    if not several:
+        return f"{section}.{name}", _value(value.strip())
+    whole = _toml(f"[{value}]")
+    return f"{section}.{name}", whole if whole is not None else [_value(one.strip()) for one in value.split(",")]
+
+
+def _value(text: str) -> Any:
+    found = _toml(text)
+    return text if found is None else found
+
+
+def _toml(text: str) -> Any:
+    """The value that a text is in TOML; None where it is none, and means itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _changed(sections: Sections, changes: Mapping[str, Any]) -> Sections:
+    """With other values of keys that there are, of the same kind. Raises UnknownNameError, UsageError."""
+    found = {name: dict(keys) for name, keys in sections.items()}
+    for place, value in changes.items():
+        section, _, key = place.partition(".")
+        if section not in found:
+            raise UnknownNameError("section of this recipe", section, found)
+        if key not in found[section] and section != _OPEN:
+            raise UnknownNameError(f"setting of {section}", key, found[section])
+        found[section][key] = value if section == _OPEN else _of_kind(place, value, found[section][key])
+    return found
+
+
+def _of_kind(place: str, value: Any, standing: Any) -> Any:
+    if isinstance(standing, float) and type(value) is int:
+        return float(value)
+    if isinstance(standing, str) and not isinstance(value, str | list | dict):
+        value = str(value)
+    if type(value) is not type(standing):
+        kinds = {int: "a whole number", float: "a number", str: "a text", list: "a list", bool: "true or false"}
+        raise UsageError(f"{place} cannot be {value!r}", hint=f"it is {kinds.get(type(standing), 'a table')}")
+    return value
+
+
+def _check_case(sections: Sections) -> None:
+    run, arms = sections["run"], sections[_OPEN]
+    for key in ("updates", "seeds", "arms", "student"):
+        if not run.get(key):
+            raise UsageError(f"the recipe has no run.{key}")
+    stages = [name for name in sections if name not in ("run", _OPEN)]
+    for arm in run["arms"]:
+        if arm not in arms:
+            raise UnknownNameError("arm of this recipe", arm, arms)
+        shares = arms[arm]
+        if not isinstance(shares, dict) or not shares:
+            raise UsageError(f"the arm {arm} has no stages", hint="write {pretrain = 0.5, distil = 0.5}")
+        for stage in shares:
+            if stage not in stages:
+                near = difflib.get_close_matches(stage, stages, n=1) or stages
+                raise UnknownNameError(f"stage of the arm {arm}", stage, near)
+        numbers = list(shares.values())
+        if not all(isinstance(share, int | float) and share > 0 for share in numbers) or abs(sum(numbers) - 1) > 1e-6:
+            raise UsageError(f"the shares of the arm {arm} are {numbers}", hint="each is above 0, and their sum is 1")
+        if run["updates"] * min(numbers) < 1:
+            raise UsageError(f"a stage of the arm {arm} has no update at all", hint="raise run.updates")
+    if len(set(run["seeds"])) < len(run["seeds"]) or len(set(run["arms"])) < len(run["arms"]):
+        raise UsageError("each seed and each arm is given once")
+    if run.get("keep") not in arms:
+        raise UnknownNameError("arm to keep a student of", str(run.get("keep")), arms)
