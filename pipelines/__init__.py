@@ -14,6 +14,8 @@ _PUBLIC = {
     "finish": "pipelines.events",
     "fit_probe": "pipelines.probe",
     "fit_teacher": "pipelines.fit",
+    "pretrain_student": "pipelines.pretrain",
+    "run_recipe": "pipelines.recipes.run",
     "show_views": "pipelines.views",
     "train_student": "pipelines.train",
 }

@@ -109,8 +109,8 @@ def extract_cache(
 def augmentation_of(augment: str | None, views: int, network: "Teacher") -> "Augmentation | None":
     """What draws views 1 and on for a teacher: None where there is view 0 alone. Raises UsageError."""
     from featurecache.augment import find_augmentation
-    from featurecache.masking import mask_of
     from featurecache.inputs import TextInput
+    from featurecache.masking import mask_of
 
     if views == 1:
         if augment not in (None, "none"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
 from featurecache.sources import Source, open_data
-from featurecache.types import NO_LABEL, Json, Reason
+from featurecache.types import Json, Reason
 from pipelines.events import Advance, Message, Run, default_device, default_workers
 
 if TYPE_CHECKING:

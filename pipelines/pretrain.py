@@ -66,7 +66,9 @@ class PretrainRecipe:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed}", hint="it is from 0 to below 2**63")
         if self.max_length < 3:
-            raise UsageError(f"--max-length is {self.max_length}", hint="a text has two special tokens: it is at least 3")
+            raise UsageError(
+                f"--max-length is {self.max_length}", hint="a text has two special tokens: it is at least 3"
+            )
 
     def to_json(self) -> Json:
         """All fields, as recipe.json keeps them."""
@@ -100,7 +102,8 @@ def pretrain_student(
     from student.trainer import train_together
 
     data = recipe.pop("data")
-    given = PretrainRecipe(data=(data,) if isinstance(data, str | Path) else tuple(map(str, data)), **recipe)
+    places = [data] if isinstance(data, str | Path) else data
+    given = PretrainRecipe(data=tuple(map(str, places)), **recipe)
     check_trackers(track)
     source = open_data(list(given.data), splits=["train"], text_column=text_column, limit=limit)["train"]
     if source.modality != "text":

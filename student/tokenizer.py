@@ -1,4 +1,4 @@
-"""Tokenizers of texts, read or trained: BERT's uncased word pieces (Wu et al. 2016, arXiv 1609.08144; Devlin et al. 2019)."""
+"""Tokenizers of texts, read or trained: uncased word pieces as BERT has them (Devlin et al., arXiv 1810.04805)."""
 
 from collections import Counter
 from collections.abc import Iterable

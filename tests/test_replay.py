@@ -10,11 +10,11 @@ import featurecache.extract as extraction
 from featurecache import loader
 from featurecache.augment import find_augmentation
 from featurecache.draw import stored_views
-from featurecache.masking import mask_of
 from featurecache.errors import BadSampleError, FeatureCacheError, IncompleteError
 from featurecache.extract import extract
 from featurecache.frames import Frames
 from featurecache.loader import finish, load
+from featurecache.masking import mask_of
 from featurecache.store import layout
 from featurecache.types import Reason
 from student.views import Views

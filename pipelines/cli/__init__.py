@@ -15,6 +15,8 @@ from pipelines.cli.export import export
 from pipelines.cli.extend import extend
 from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
+from pipelines.cli.pretrain import pretrain
+from pipelines.cli.recipes import run
 from pipelines.cli.shell import shell_init
 from pipelines.cli.train import train_student
 from pipelines.cli.verify import verify
@@ -39,6 +41,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "probe": probe,
     "fit-teacher": fit_teacher,
+    "pretrain": pretrain,
+    "run": run,
     "info": info,
     "status": status,
     "views": views,

@@ -182,6 +182,10 @@ def fit_teacher(
     lr: Annotated[
         float | None, typer.Option(metavar="RATE", help="Peak learning rate.", rich_help_panel=TRAINING)
     ] = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many labels may be seen, by key.", rich_help_panel=TRAINING),
+    ] = None,
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.9, metavar="PART", help="Part held out, by key.", rich_help_panel=TRAINING)
     ] = 0.1,
@@ -193,6 +197,7 @@ def fit_teacher(
     max_length: Annotated[
         int | None, typer.Option(min=2, metavar="TOKENS", help="Longest text.", rich_help_panel=MODEL)
     ] = None,
+    limit: LimitOption = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="FILE.safetensors to start from.", rich_help_panel=MODEL)
     ] = None,
@@ -223,6 +228,7 @@ def fit_teacher(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,
+        labels=labels,
         validation=validation,
         img_size=img_size,
         max_length=max_length,
@@ -234,6 +240,7 @@ def fit_teacher(
         text_column=text_column,
         label_column=label_column,
         image_column=image_column,
+        limit=limit,
     )
     console.show(console.follow(run, interrupted="no teacher was written"), as_json=as_json)
 

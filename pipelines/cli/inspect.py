@@ -12,7 +12,7 @@ from pipelines.cli.options import CachePath, JsonFlag
 
 __all__ = ["info", "list_names", "status"]
 
-KINDS = ("teachers", "sources", "augmentations", "encodings", "objectives", "students")
+KINDS = ("teachers", "sources", "augmentations", "encodings", "objectives", "students", "recipes")
 
 
 def info(cache: CachePath, as_json: JsonFlag = False) -> None:
@@ -63,6 +63,10 @@ def _names(kind: str) -> Json:
         from student.models.build import STUDENTS
 
         return {name: f"{modality}s" for name, modality in STUDENTS.items()}
+    if kind == "recipes":
+        from pipelines.recipes.recipe import known_recipes
+
+        return known_recipes()
     if kind == "objectives":
         from student.objectives import OBJECTIVES
 

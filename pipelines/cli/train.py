@@ -55,7 +55,9 @@ def train_student(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Of texts; --init-from's or the teacher's by default.", rich_help_panel=MODEL),
+        typer.Option(
+            metavar="FILE", help="Of texts; --init-from's or the teacher's by default.", rich_help_panel=MODEL
+        ),
     ] = None,
     epochs: Annotated[
         float, typer.Option(metavar="N", help="Passes over the training rows.", rich_help_panel=TRAINING)

@@ -123,15 +123,21 @@ def _probe(cache: Stage, labels: Json) -> Stage:
     return _stage("probe", {"does": "probe", **labels}, {"cache": cache})
 
 
-def _chain(
-    arm: str, seed: int, sections: Sections, common: Json, *, tokenizer: Stage | None, cache: Stage
-) -> Chain:
+def _chain(arm: str, seed: int, sections: Sections, common: Json, *, tokenizer: Stage | None, cache: Stage) -> Chain:
     run = sections["run"]
     stages: list[Stage] = []
     for name, updates in _updates(sections, arm).items():
-        settings = {**common, **sections[name], "student": run["student"], "max_length": run["max_length"], "seed": seed}
+        settings = {
+            **common,
+            **sections[name],
+            "student": run["student"],
+            "max_length": run["max_length"],
+            "seed": seed,
+        }
         before = {"tokenizer": tokenizer, "start": stages[-1] if stages else None}
-        if settings["does"] != "pretrain":  # which needs neither a teacher nor labels, and is shared by those who differ
+        if (
+            settings["does"] != "pretrain"
+        ):  # which needs neither a teacher nor labels, and is shared by those who differ
             settings |= {"labels": run.get("labels", 0)}
             before |= {"cache": cache}
         stages.append(replace(_stage(name, settings, before), updates=updates))

@@ -46,9 +46,7 @@ def known_recipes() -> dict[str, str]:
     return {file.stem: str(_load(file).get("about", "")) for file in sorted(_FOLDER.glob("*.toml"))}
 
 
-def read_recipe(
-    name: str, *, scale: str = "small", changes: Sequence[str] = (), varied: Sequence[str] = ()
-) -> Recipe:
+def read_recipe(name: str, *, scale: str = "small", changes: Sequence[str] = (), varied: Sequence[str] = ()) -> Recipe:
     """The recipe of that name, or in that .toml file, at a scale.
 
     `changes` are "section.key=value", `varied` are "section.key=value,value"; values are written as in TOML, and texts
@@ -72,9 +70,7 @@ def read_recipe(
         if len(value) < 2 or any(value.count(one) > 1 for one in value):
             raise UsageError(f"--vary {text}: it needs two different values or more", hint="--set gives it one")
         values[key] = tuple(value)
-    recipe = Recipe(
-        name=file.stem, about=about, paper=paper, scale=scale, sections=sections, varied=values
-    )
+    recipe = Recipe(name=file.stem, about=about, paper=paper, scale=scale, sections=sections, varied=values)
     for _, case in recipe.cases():
         _check_case(case)
     return recipe

@@ -46,9 +46,7 @@ def _case(case: Case, records: Mapping[str, Json]) -> Json:
             "rows": scores[0]["rows"],
         },
         "arms": arms,
-        "differences": [
-            _difference(arm, against) for number, against in enumerate(arms) for arm in arms[number + 1 :]
-        ],
+        "differences": [_difference(arm, against) for number, against in enumerate(arms) for arm in arms[number + 1 :]],
     }
 
 

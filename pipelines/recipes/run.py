@@ -64,6 +64,7 @@ def run_recipe(
     _write(work.out / "results.json", results)
     return {
         "results": str(work.out / "results.json"),
+        "page": str(work.out / "results.html"),
         "student": str(work.out / "student"),
         "cases": results["cases"],
     }

@@ -33,6 +33,10 @@ class Backbone(Protocol):
         """As any `nn.Module` has it."""
         ...
 
+    def load_pretrained(self, source: str) -> None:
+        """Start from the weights of a trained model of the same shape, in its library's own form. Raises UsageError."""
+        ...
+
     def depths(self) -> Mapping[str, int]:
         """How deep each parameter lies, by its name: 0 for what sees the input first, then layer by layer."""
         ...
