@@ -216,7 +216,7 @@ def test_a_backbone_is_not_built_again_with_another_tokenizer():
         ("timm:resnet81", "did you mean 'resnet"),
         ("resnet18.a1_in1", "did you mean 'resnet18.a1_in1k'?"),
         ("bret:4x256", "did you mean 'bert:4x256'?"),
-        ("zzzzzzzzzz", "known: bert:12x768, bert:2x128"),
+        ("zzzzzzzzzz", "known: bert:10x128, bert:10x256"),
     ],
 )
 def test_an_unknown_student_is_answered_with_the_nearest(name, hint):
