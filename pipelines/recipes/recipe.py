@@ -102,7 +102,8 @@ def _assignment(text: str, option: str, *, several: bool = False) -> tuple[str, 
     if not several:
         return f"{section}.{name}", _value(value.strip())
     whole = _toml(f"[{value}]")
-    return f"{section}.{name}", whole if whole is not None else [_value(one.strip()) for one in value.split(",")]
+    values = [_value(one.strip()) for one in value.split(",")] if whole is None else whole
+    return f"{section}.{name}", values
 
 
 def _value(text: str) -> Any:
@@ -134,6 +135,8 @@ def _changed(sections: Sections, changes: Mapping[str, Any]) -> Sections:
 def _of_kind(place: str, value: Any, standing: Any) -> Any:
     if isinstance(standing, float) and type(value) is int:
         return float(value)
+    if isinstance(standing, list) and not isinstance(value, list | dict):  # basic,PD as well as ["basic", "PD"]
+        return [_value(one.strip()) for one in str(value).split(",")]
     if isinstance(standing, str) and not isinstance(value, str | list | dict):
         value = str(value)
     if type(value) is not type(standing):
