@@ -1,6 +1,7 @@
 """The directory of one training run: its recipe, metrics, checkpoints, student and summary."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ class RunDir:
             elif values:
                 facts = ("step", "epoch", "learning_rate")
                 found["training"] = {name: value for name, value in values.items() if name not in facts}
+        return found
+
+    def validation_losses(self) -> dict[int, float]:
+        """The finite losses of all validations so far, by step; none where there are no metrics.
+
+        Raises CorruptCacheError if metrics.jsonl is not what `append_metrics` writes.
+        """
+        file = self.path / "metrics.jsonl"
+        found = {}
+        try:
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else ():
+                values = json.loads(line) if line.endswith("\n") else {}
+                if "validation" in values and math.isfinite(loss := float(values["validation"]["loss"])):
+                    found[int(values["step"])] = loss
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise CorruptCacheError(f"{file} is no list of metrics: {error}") from None
         return found
 
     def forget_metrics_after(self, step: int) -> None:

@@ -17,6 +17,7 @@ from pipelines.cli.extract import extract, fit_teacher, probe
 from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.pretrain import pretrain
 from pipelines.cli.recipes import run
+from pipelines.cli.report import report
 from pipelines.cli.shell import shell_init
 from pipelines.cli.train import train_student
 from pipelines.cli.verify import verify
@@ -43,6 +44,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "fit-teacher": fit_teacher,
     "pretrain": pretrain,
     "run": run,
+    "report": report,
     "info": info,
     "status": status,
     "views": views,

@@ -72,6 +72,26 @@ def test_metrics_of_steps_to_come_and_a_torn_line_are_dropped(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == {"step": 3}
 
 
+def test_validation_losses_by_step(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.validation_losses() == {}
+    run.append_metrics({"step": 10, "epoch": 0, "loss": 3.0})
+    for step, loss in ((10, 2.0), (20, float("nan")), (30, 1.5)):
+        run.append_metrics({"step": step, "epoch": 0, "validation": {"loss": loss, "kl": 9.0}})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "valid')
+    assert run.validation_losses() == {10: 2.0, 30: 1.5}
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]x", "3", '{"step": 1, "validation": {}}', '{"validation": {"loss": 1}}', "[" * 10**5]
+)
+def test_other_metrics_are_refused(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(CorruptCacheError, match="is no list of metrics"):
+        RunDir(tmp_path).validation_losses()
+
+
 def test_the_summary_says_that_it_is_done(tmp_path):
     run = RunDir.create(tmp_path, RECIPE, resume=False)
     with pytest.raises(UsageError, match="is not a finished run"):
