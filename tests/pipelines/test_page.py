@@ -21,7 +21,7 @@ from pipelines.recipes.page.words import elapsed, number, percent
 
 ROOT = Path(__file__).parents[2]
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
-EVIL = "<script>alert(1)</script>\"'& $\\frac{1}{2}$ {{ 7 * 7 }} \u202e\x1b[2J\ud800 \u65e5"
+EVIL = "<script>alert(1)</script>\"'& $\\frac{1}{2}$ {{ 7 * 7 }} \u202e\x1b[2J\ud800 \u65e5 #a0b009"
 
 
 def arm(name, accuracy, stages, **more):
@@ -58,7 +58,7 @@ def results(*cases):
         "paper": "Turc et al. 2019, arXiv 1908.08962",
         "scale": "tiny",
         "command": "featurecache run pretrained-distillation --out here",
-        "settings": {"run": {"student": "bert:2x64", "labels": None}, "distil": {"objective": "kl"}},
+        "settings": {"run": {"student": "bert:2x64", "labels": None}, "distil": {"learning_rate": 0.00012345}},
         "split": "test",
         "cases": list(cases) or [case()],
         "cost": [
@@ -118,7 +118,7 @@ def test_the_numbers_are_there(tmp_path):
     assert "over seeds 0, 1, 2, on 1,000 rows of test." in text
     assert "featurecache run pretrained-distillation --out here" in text
     assert "student PD, seed 0" in text
-    assert "run.labels none" in text and "distil.objective kl" in text
+    assert "run.labels none" in text and "distil.learning_rate 0.00012345" in text
 
 
 def test_differences_are_told_plainly(tmp_path):

@@ -118,7 +118,7 @@ def as_svg(figure: "Figure") -> str:
         figure.savefig(written, format="svg", transparent=True)
     text = re.sub("<metadata>.*?</metadata>", "", written.getvalue(), flags=re.DOTALL)
     text = re.sub('<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    return re.sub("#a0[bc]00[0-9]", lambda found: f"var(--{_NAMES[found[0]]})", text)
+    return re.sub(f"(?<=: )({'|'.join(_NAMES)})", lambda found: f"var(--{_NAMES[found[0]]})", text)
 
 
 def say_at_the_right(axes: "Axes", ends: Sequence[End]) -> None:

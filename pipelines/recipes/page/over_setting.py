@@ -18,7 +18,7 @@ from pipelines.recipes.page.drawing import (
 )
 from pipelines.recipes.page.read_results import Case
 from pipelines.recipes.page.spread import Spread
-from pipelines.recipes.page.words import number, percent
+from pipelines.recipes.page.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def _draw(
     xs = [float(value) if is_numeric else float(at) for at, value in enumerate(values)]
     if is_numeric and 0 < DECADE * min(xs) < max(xs):
         axes.set_xscale("log")
-    axes.set_xticks(xs, [number(x) if is_numeric else label(str(value)) for x, value in zip(xs, values, strict=True)])
+    axes.set_xticks(xs, [f"{value:,}" if is_numeric else label(str(value)) for value in values])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(label(setting))
     ends = [_draw_line(axes, xs, line, said, joined=is_numeric) for line in lines]

@@ -36,6 +36,7 @@ def losses_over_updates(stage: StageLosses, arms: Sequence[str], name: str) -> s
             axes.set_yscale("log")
         in_numbers(axes.xaxis)
         in_numbers(axes.yaxis)
+        axes.set_xlim(left=0)
         axes.set_xlabel("updates")
         say_at_the_right(axes, ends)
         return as_svg(figure)
@@ -44,5 +45,7 @@ def losses_over_updates(stage: StageLosses, arms: Sequence[str], name: str) -> s
 def _draw_curve(axes: "Axes", curve: Curve, at: int) -> End:
     colour, marker = series(at)
     axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    if len(curve.steps) == 1:  # of which a band has no width
+        axes.vlines(curve.steps, curve.low, curve.high, color=colour, alpha=0.5)
     axes.plot(curve.steps, curve.mean, color=colour, marker=marker, markevery=[-1])
     return End(curve.mean[-1], f"{label(', '.join(curve.arms))} {number(curve.mean[-1])}", colour)

@@ -13,7 +13,6 @@ from pipelines.recipes.page.over_setting import accuracy_over, differences_over
 from pipelines.recipes.page.over_updates import losses_over_updates
 from pipelines.recipes.page.read_results import Arm, Case, Difference, Results
 from pipelines.recipes.page.spread import Spread
-from pipelines.recipes.page.words import number
 
 __all__ = ["Bill", "Losses", "Overview", "Row", "Section", "Shown", "show_results"]
 
@@ -181,4 +180,4 @@ def _text(value: Json) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(_text, value))
-    return number(float(value)) if isinstance(value, (int, float)) else str(value)
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
