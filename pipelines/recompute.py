@@ -201,7 +201,7 @@ def _geometry(seen: Mapping[str, Json]) -> dict[str, Any]:
 def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     import torch
 
-    from featurecache.forward import forward_of, lengths_of
+    from featurecache.forward import forward_of
     from featurecache.frames import Frames
     from featurecache.loader import load
 
@@ -226,12 +226,10 @@ def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     batches = [stored.frames(rows[at], views[at, None]) if stored else Frames.plain(rows[at]) for at in each]
     for start, batch in zip(starts, load(source, network.input, batches), strict=True):
         _check_unchanged(batch, reader, source)
-        finished = forward.augmented(batch, stored.augmentation if stored else None)
-        for chosen, outputs in forward.outputs(finished.inputs):
-            lengths = lengths_of(finished.inputs, chosen)
+        for given in forward.passes(batch, stored.augmentation if stored else None):
             for name in names:
-                values = outputs[name.rpartition("/")[2]].float().cpu()
-                for at, value, length in zip(finished.asked[chosen], values, lengths, strict=True):
+                values = given.outputs[name.rpartition("/")[2]].float().cpu()
+                for at, value, length in zip(given.frames, values, given.lengths, strict=True):
                     exact[name][start + at] = value[:length] if reader.outputs[name].longest else value[None]
         yield Advance(f"recompute {reader.split}", start + len(batch.frames), count)
     found = reader.read(rows, view=views, outputs=names)
