@@ -14,6 +14,7 @@ _PUBLIC = {
     "finish": "pipelines.events",
     "fit_probe": "pipelines.probe",
     "fit_teacher": "pipelines.fit",
+    "import_probabilities": "pipelines.imports",
     "show_views": "pipelines.views",
     "train_student": "pipelines.train",
 }

@@ -130,8 +130,7 @@ def load_again(
     given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
     name = teacher or spec
     if name is None:
-        hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
-        raise TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
+        raise _not_found(part)
     modality: Modality = "text" if part.facts["input"]["kind"] == "text" else "image"
     try:
         network = load_teacher(name, modality=modality, weights=weights, **{**described, **given})
@@ -160,14 +159,30 @@ def _form(output: OutputSpec) -> tuple[str, tuple[int, ...], int, int]:
     return output.name, output.shape, output.longest, output.heads
 
 
+def _not_found(part: "PartSpec") -> TeacherError:
+    from featurecache.teachers.recorded import LIBRARY
+
+    if part.identity["teacher"]["library"] == LIBRARY:
+        hint = (
+            "verify without --recompute; a further split is imported from the same file, another --teacher can be added"
+        )
+        return TeacherError(f"{part.prefix} was imported: its teacher is not known, and cannot be run again", hint=hint)
+    hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
+    return TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
+
+
 def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
     """The name of a teacher as a part's identity gives it, and options that only concern its input.
 
     A cache may come from anybody, so no name in it leads to code: of a module of one's own, and of a model with
-    arguments, there is no name here, and the user has to give it.
+    arguments, there is no name here, and the user has to give it. Of what was imported there is no teacher at all.
     """
+    from featurecache.teachers.recorded import LIBRARY
+
     identity, seen = part.identity["teacher"], part.facts["input"]
     library = identity["library"]
+    if library == LIBRARY:
+        return None, {}
     geometry = _geometry(seen) if seen["kind"] == "image" else {}
     if library == "random":
         shapes = {item.output.name: item.output.shape for item in part.outputs}
