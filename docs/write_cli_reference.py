@@ -9,6 +9,7 @@ import typer.main
 from typer import Context
 
 from pipelines.cli import app
+from pipelines.cli.command import every_command
 
 REFERENCE = Path(__file__).parent / "cli.md"
 
@@ -39,12 +40,12 @@ def reference() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
     top = Context(group, info_name="featurecache", **group.context_settings)
-    return "\n".join([_TOP, *(_section(command, top) for command in group.commands.values())])
+    return "\n".join([_TOP, *(_section(name, command, top) for name, command in every_command(group).items())])
 
 
-def _section(command: Any, top: Context) -> str:
-    context = Context(command, info_name=command.name, parent=top)
-    return "\n".join([f"## {command.name}\n", *_text(command.help), *_tables(command, context)])
+def _section(name: str, command: Any, top: Context) -> str:
+    context = Context(command, info_name=name, parent=top)
+    return "\n".join([f"## {name}\n", *_text(command.help), *_tables(command, context)])
 
 
 def _text(help_text: str) -> Iterator[str]:

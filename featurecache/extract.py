@@ -15,7 +15,7 @@ from featurecache.background import BackgroundWriter, Rows
 from featurecache.draw import stored_views
 from featurecache.encodings import holds_values, make_encoding
 from featurecache.errors import IdentityError
-from featurecache.forward import Forward, forward_of, lengths_of, rows_at_once
+from featurecache.forward import Passes, forward_of, rows_at_once
 from featurecache.frames import Frames
 from featurecache.inputs import Input, TextInput
 from featurecache.loader import Loaded, load
@@ -27,7 +27,7 @@ from featurecache.store.layout import OFFSETS, PartSpec, Shard
 from featurecache.store.objects import LocalObjects
 from featurecache.store.views import StoredViews
 from featurecache.store.writer import CacheWriter, find_part
-from featurecache.teachers.base import Teacher
+from featurecache.teachers.base import Recorded, Teacher
 from featurecache.types import Reason
 
 __all__ = ["Encoded", "Progress", "assets_of", "extract"]
@@ -55,7 +55,7 @@ class Progress:
 
 
 def extract(
-    teacher: Teacher,
+    teacher: Teacher | Recorded,
     source: Source,
     objects: LocalObjects,
     part: PartSpec,
@@ -64,7 +64,8 @@ def extract(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Progress]:
-    """Run the teacher over every row that is not committed yet, yielding at the start and after each batch.
+    """Run the teacher over every row that is not committed yet, yielding at the start and after each batch; of one that
+    is not at hand, what it said of them is looked up.
 
     Decoding runs ahead in worker processes, writing runs behind in a thread; memory does not grow with the rows.
     Several processes may extract one part at once: each takes shards that no other has. What was committed stays when
@@ -156,7 +157,7 @@ class _Work:
 class Encoded:
     """From a loaded batch to rows of every array of the part."""
 
-    def __init__(self, forward: Forward, writer: CacheWriter, views: StoredViews | None = None) -> None:
+    def __init__(self, forward: Passes, writer: CacheWriter, views: StoredViews | None = None) -> None:
         self._forward = forward
         self._augmentation = views.augmentation if views else None
         self._encodings = {
@@ -173,10 +174,9 @@ class Encoded:
         The batch has `views` frames of each row, one after the other. With CUDA nothing here waits for the device, so
         the next batch can be started meanwhile.
         """
-        finished = self._forward.augmented(batch, self._augmentation)
         passes = [
-            (finished.asked[chosen], lengths_of(finished.inputs, chosen), self._encode(outputs))
-            for chosen, outputs in self._forward.outputs(finished.inputs)
+            (found.frames, found.lengths, self._encode(found.outputs))
+            for found in self._forward.passes(batch, self._augmentation)
         ]
         computed = torch.cuda.Event() if self.on_gpu else None
         if computed:
@@ -203,8 +203,10 @@ class Encoded:
         rows = {array.name: np.full((asked, *array.shape), array.fill, array.dtype) for array in self._arrays}
         tokens = {array.name: [np.empty((0, *array.shape), array.dtype)] * asked for array in self._ragged}
         reasons = batch.reasons[shows]
+        is_given = np.zeros(asked, bool)
         for at, lengths, encoded in passes:
             arrays = {name: tensor.numpy() for name, tensor in encoded.items()}
+            is_given[at] = True
             finite = self._finite(arrays, lengths)
             reasons[at[~finite]] = Reason.NOT_FINITE
             for name, found in rows.items():
@@ -212,6 +214,7 @@ class Encoded:
             for name, each in tokens.items():
                 for place in np.flatnonzero(finite):
                     each[at[place]] = arrays[name][place, : lengths[place]]
+        reasons[(reasons == Reason.VALID) & ~is_given] = Reason.NO_OUTPUT
         valid = (reasons == Reason.VALID).astype(np.uint8)
         rows |= {"valid": valid, "reason": reasons, "input_hash": batch.input_hashes[shows]}
         # a batch in one view is not copied by this

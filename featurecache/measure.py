@@ -9,12 +9,12 @@ from torch import Tensor
 from featurecache.encodings import Encoding, holds_values, make_encoding
 from featurecache.encodings.int8 import column_scales
 from featurecache.errors import UsageError
-from featurecache.forward import Forward, forward_of, lengths_of, rows_at_once
+from featurecache.forward import Passes, forward_of, rows_at_once
 from featurecache.loader import load
 from featurecache.sources.base import Source
 from featurecache.store.layout import EncodedOutput, PartSpec
 from featurecache.store.views import StoredViews
-from featurecache.teachers.base import Teacher
+from featurecache.teachers.base import Described, Recorded, Teacher
 from featurecache.types import Json, OutputSpec, SampledLogits, SparseLogits, TopLogits
 
 __all__ = ["encoding_cost", "loss", "measured_part", "sample_rows"]
@@ -32,7 +32,7 @@ def sample_rows(rows: int) -> np.ndarray:
 
 
 def measured_part(
-    teacher: Teacher,
+    teacher: Teacher | Recorded,
     source: Source,
     part: PartSpec,
     *,
@@ -94,9 +94,9 @@ def loss(exact: Tensor, stored: Tensor | SparseLogits, *, are_logits: bool) -> J
 
 
 def _outputs(
-    forward: Forward,
+    forward: Passes,
     source: Source,
-    teacher: Teacher,
+    teacher: Described,
     part: PartSpec,
     batch_size: int,
     workers: int,
@@ -115,12 +115,11 @@ def _outputs(
     batches = [views.frames(rows[at], shown[at, None]) if views else rows[at] for at in each]
     found: dict[str, list[Tensor]] = {item.output.name: [torch.empty(0, *item.output.shape)] for item in part.outputs}
     for batch in load(source, teacher.input, batches, workers=workers):
-        inputs = forward.augmented(batch, views.augmentation if views else None).inputs
-        for chosen, outputs in forward.outputs(inputs):
+        for given in forward.passes(batch, views.augmentation if views else None):
             for item in part.outputs:
                 values = found[item.output.name]
                 if sum(piece.numel() for piece in values) < _MOST_NUMBERS:
-                    values.append(_compared(item.output, outputs[item.output.name], lengths_of(inputs, chosen)))
+                    values.append(_compared(item.output, given.outputs[item.output.name], given.lengths))
     return {name: torch.cat(values) for name, values in found.items()}
 
 

@@ -16,7 +16,7 @@ from featurecache.layers import deepest_layer
 from featurecache.rows import rows_identity
 from featurecache.sources.base import Source
 from featurecache.store.layout import FORMAT, OFFSETS, REASON, RESERVED_NAMES, VALID, EncodedOutput, PartSpec
-from featurecache.teachers.base import Teacher, further_outputs
+from featurecache.teachers.base import Described, further_outputs
 from featurecache.types import ArraySpec, Json, OutputSpec
 
 __all__ = ["SHARED_ARRAYS", "more_views", "output_names", "plan_part"]
@@ -26,7 +26,7 @@ SHARED_ARRAYS = (VALID, REASON, ArraySpec("input_hash", "uint64"))
 
 
 def plan_part(
-    teacher: Teacher,
+    teacher: Described,
     source: Source,
     split: str,
     *,
@@ -91,7 +91,7 @@ def more_views(part: PartSpec, augmentation: Augmentation, *, seed: int, views: 
     )
 
 
-def output_names(teacher: Teacher, names: Sequence[str]) -> list[str]:
+def output_names(teacher: Described, names: Sequence[str]) -> list[str]:
     """The names of outputs, each once; "hidden.last" and "qkv.last" are those of the teacher's last layer.
 
     Raises UnknownNameError for what it does not give.
@@ -108,7 +108,7 @@ def output_names(teacher: Teacher, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _known(teacher: Teacher, names: Sequence[str]) -> dict[str, OutputSpec]:
+def _known(teacher: Described, names: Sequence[str]) -> dict[str, OutputSpec]:
     """What a teacher can give; further outputs only if the names have others than it always gives, for it may have to
     be run to know them."""
     always = {output.name: output for output in teacher.outputs}
@@ -120,7 +120,7 @@ def _known(teacher: Teacher, names: Sequence[str]) -> dict[str, OutputSpec]:
 
 
 def _chosen(
-    teacher: Teacher,
+    teacher: Described,
     known: Mapping[str, OutputSpec],
     outputs: Sequence[str] | None,
     encode: Mapping[str, str],
@@ -151,7 +151,7 @@ def _part_name(teacher: str) -> str:
     return name if re.match(r"[a-z]", name) and name not in taken else f"teacher-{name}"
 
 
-def _origin(teacher: Teacher) -> Json:
+def _origin(teacher: Described) -> Json:
     """The hub's commit and the licence of the weights, where a teacher knows them."""
     known = {name: value for name in ("revision", "license") if (value := getattr(teacher, name, None))}
     return {"teacher": known} if known else {}

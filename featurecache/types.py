@@ -52,6 +52,8 @@ class Reason(enum.IntEnum):
     """The text is empty or white space."""
     NOT_FINITE = 6
     """The teacher's output is not finite in its encoding (NaN, or beyond float16)."""
+    NO_OUTPUT = 7
+    """The sample is good, and the teacher gave nothing for it: of what it said elsewhere, nothing is about it."""
 
     @property
     def text(self) -> str:

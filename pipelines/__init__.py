@@ -14,6 +14,7 @@ _PUBLIC = {
     "finish": "pipelines.events",
     "fit_probe": "pipelines.probe",
     "fit_teacher": "pipelines.fit",
+    "import_probabilities": "pipelines.imports",
     "pretrain_student": "pipelines.pretrain",
     "run_recipe": "pipelines.recipes.run",
     "show_views": "pipelines.views",

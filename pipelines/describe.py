@@ -96,7 +96,8 @@ def _describe_part(objects: "LocalObjects", part: "PartSpec") -> Json:
     if part.kind == "teacher":
         facts["teacher"] = part.facts["teacher"]
         teacher = part.identity.get("teacher")  # a stranger's cache may have anything
-        facts["weights_sha256"] = teacher.get("weights_sha256") if isinstance(teacher, dict) else None
+        known = teacher if isinstance(teacher, dict) else {}
+        facts |= {name: known.get(name) for name in ("weights_sha256", "records_sha256")}
         facts["invalid"] = count_invalid(records.values())
     if part.kind == "probe":
         facts |= {name: part.provenance.get(name) for name in ("labels", "validation_accuracy")}

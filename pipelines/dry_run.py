@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featurecache.store.layout import PartSpec
     from featurecache.store.objects import LocalObjects
     from featurecache.store.writer import CacheWriter
-    from featurecache.teachers import Teacher
+    from featurecache.teachers.base import Described
 
 __all__ = ["estimate"]
 
@@ -144,7 +144,7 @@ def _batches(objects: "LocalObjects", part: "PartSpec", batch_frames: int) -> "l
 
 
 def _decode(
-    network: "Teacher", source: Source, batches: "list[Frames]", workers: int, loaded: "list[Loaded]"
+    network: "Described", source: Source, batches: "list[Frames]", workers: int, loaded: "list[Loaded]"
 ) -> Iterator[int]:
     """Rows of each batch that was decoded; the first few batches are kept in `loaded`."""
     from featurecache.loader import load

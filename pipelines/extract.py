@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import UsageError
 from featurecache.sources import Source, is_remote, location, open_data
 from featurecache.types import Json
-from pipelines.describe import count_invalid
 from pipelines.dry_run import estimate
 from pipelines.events import Message, Run
-from pipelines.fill import EVALUATION_SPLITS, Lesson, SplitPlan, fill, loading
-from pipelines.space import check_space, need_of
+from pipelines.fill import EVALUATION_SPLITS, Lesson, SplitPlan, loading
+from pipelines.new_cache import make_cache, refuse_others
 
 if TYPE_CHECKING:
     from featurecache.augment import Augmentation
-    from featurecache.store.objects import LocalObjects
     from featurecache.teachers import Teacher
 
 __all__ = ["augmentation_of", "extract_cache"]
@@ -58,8 +56,6 @@ def extract_cache(
     from something else, DiskFullError, also before anything is written if there is no room.
     """
     from featurecache.store.objects import LocalObjects
-    from featurecache.store.seals import seal
-    from featurecache.store.writer import create_cache
     from featurecache.teachers import load_teacher, resolve_name
 
     began = time.monotonic()
@@ -90,20 +86,11 @@ def extract_cache(
         )
     options = partial(loading, device=device, workers=workers, batch_size=batch_size)
     objects = LocalObjects(out)
-    _refuse_others(objects, plans)
+    refuse_others(objects, plans)
     if dry_run:
         return (yield from estimate(plans, objects, options))
-    check_space(need_of(objects, plans), objects)
-    create_cache(out, source={"data": location(data), "limit": limit, **columns})
-    yield from fill(objects, plans, options)
-    sealed = seal(objects)
-    return {
-        "cache": str(out),
-        "digest": sealed.digest,
-        "teacher": network.name,
-        "seconds": round(time.monotonic() - began, 1),
-        "splits": {plan.name: _count(objects, plan.lessons[0].part.identity, plan.name) for plan in plans},
-    }
+    source = {"data": location(data), "limit": limit, **columns}
+    return (yield from make_cache(out, plans, options, source=source, began=began))
 
 
 def augmentation_of(augment: str | None, views: int, network: "Teacher") -> "Augmentation | None":
@@ -147,30 +134,5 @@ def _plan(
     )
 
 
-def _refuse_others(objects: "LocalObjects", plans: Sequence[SplitPlan]) -> None:
-    """Raises IdentityError where something stands that speaks against a plan."""
-    from featurecache.rows import rows_identity
-    from featurecache.store.writer import is_cache, matching_part
-
-    is_cache(objects)
-    for plan in plans:
-        matching_part(objects, plan.name, "rows", rows_identity(plan.source))
-        for lesson in plan.lessons:
-            matching_part(objects, plan.name, "teacher", lesson.part.identity)
-        for part in plan.views:
-            matching_part(objects, plan.name, "views", part.identity)
-
-
 def _resolved(given: str, full: str) -> str:
     return full if given == full else f"{given} -> {full}"
-
-
-def _count(objects: "LocalObjects", identity: Json, split: str) -> Json:
-    from featurecache.store.commit import read_records
-    from featurecache.store.writer import matching_part
-
-    part = matching_part(objects, split, "teacher", identity)
-    assert part is not None
-    invalid = count_invalid(read_records(objects, part).values())
-    first, stop = part.views or (0, 1)
-    return {"rows": part.rows, "views": stop - first, "part": part.prefix, "invalid": invalid}

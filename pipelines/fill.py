@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featurecache.inputs import Input
     from featurecache.store.layout import PartSpec
     from featurecache.store.objects import LocalObjects
-    from featurecache.teachers import Teacher
+    from featurecache.teachers.base import Recorded, Teacher
 
 __all__ = ["EVALUATION_SPLITS", "Lesson", "SplitPlan", "fill", "loading"]
 
@@ -26,7 +26,7 @@ EVALUATION_SPLITS = ("val", "test")
 class Lesson:
     """A part that a teacher gives."""
 
-    network: "Teacher"
+    network: "Teacher | Recorded"
     part: "PartSpec"
     is_measured: bool = False
     """Whether its encodings are settled, as those of more views of a part are."""

@@ -17,8 +17,8 @@ def lineage(reader: "CacheReader", outputs: Mapping[str, "tuple[CacheReader, str
     """{"data": names of where the samples were, "outputs": {name: what made it}} of a split, without a path.
 
     `outputs` says for each output which reader has it, and under which name. An output has the teacher's name, library,
-    model, weights_sha256, revision, license, made_by, its class names, and the probe that made logits of an embedding;
-    what the cache does not say is null.
+    model, weights_sha256 (of one that was imported, records_sha256), revision, license, made_by, its class names, and
+    the probe that made logits of an embedding; what the cache does not say is null.
     """
     origin = reader.cache.origin(reader.split)
     places = origin.get("data") if isinstance(origin, dict) else None
@@ -33,7 +33,7 @@ def lineage(reader: "CacheReader", outputs: Mapping[str, "tuple[CacheReader, str
 def _made_by(reader: "CacheReader", output: str) -> Json:
     part, own = reader.teacher_part(output), reader.output_part(output)
     identity, origin = (_mapping(facts.get("teacher")) for facts in (part.identity, part.provenance))
-    said = {name: identity.get(name) for name in ("library", "model", "weights_sha256")}
+    said = {name: identity.get(name) for name in ("library", "model", "weights_sha256", "records_sha256")}
     said |= {name: origin.get(name) for name in ("revision", "license")}
     return {
         "teacher": part.facts["teacher"],

@@ -148,7 +148,8 @@ def _lineage(run: Provenance) -> Iterator[str]:
     for name, output in _learned(run.facts).items():
         words = [f"teacher {shown(output['teacher'])}"]
         words += [f"{of} {shown(output[of])}" for of in ("library", "model", "revision") if output.get(of)]
-        words += [f"SHA-256 of its weights {shown(output['weights_sha256'])}"] if output.get("weights_sha256") else []
+        hashed = {"weights_sha256": "its weights", "records_sha256": "the file with what it said"}
+        words += [f"SHA-256 of {what} {shown(output[of])}" for of, what in hashed.items() if output.get(of)]
         words += [f"by the linear probe {shown(output['probe'])}"] if output.get("probe") else []
         yield f"* {shown(name)} was learned from {', '.join(words)}"
     lineage = run.facts.get("lineage", {})

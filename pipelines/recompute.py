@@ -130,8 +130,7 @@ def load_again(
     given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
     name = teacher or spec
     if name is None:
-        hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
-        raise TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
+        raise _not_found(part)
     modality: Modality = "text" if part.facts["input"]["kind"] == "text" else "image"
     try:
         network = load_teacher(name, modality=modality, weights=weights, **{**described, **given})
@@ -160,14 +159,30 @@ def _form(output: OutputSpec) -> tuple[str, tuple[int, ...], int, int]:
     return output.name, output.shape, output.longest, output.heads
 
 
+def _not_found(part: "PartSpec") -> TeacherError:
+    from featurecache.teachers.recorded import LIBRARY
+
+    if part.identity["teacher"]["library"] == LIBRARY:
+        hint = (
+            "verify without --recompute; a further split is imported from the same file, another --teacher can be added"
+        )
+        return TeacherError(f"{part.prefix} was imported: its teacher is not known, and cannot be run again", hint=hint)
+    hint = "name it with --teacher, and --model-kwargs if it had some, as for `fc extract`"
+    return TeacherError(f"{part.prefix} does not say where its teacher is to be found", hint=hint)
+
+
 def _described(part: "PartSpec") -> tuple[str | None, dict[str, Any]]:
     """The name of a teacher as a part's identity gives it, and options that only concern its input.
 
     A cache may come from anybody, so no name in it leads to code: of a module of one's own, and of a model with
-    arguments, there is no name here, and the user has to give it.
+    arguments, there is no name here, and the user has to give it. Of what was imported there is no teacher at all.
     """
+    from featurecache.teachers.recorded import LIBRARY
+
     identity, seen = part.identity["teacher"], part.facts["input"]
     library = identity["library"]
+    if library == LIBRARY:
+        return None, {}
     geometry = _geometry(seen) if seen["kind"] == "image" else {}
     if library == "random":
         shapes = {item.output.name: item.output.shape for item in part.outputs}
@@ -201,7 +216,7 @@ def _geometry(seen: Mapping[str, Json]) -> dict[str, Any]:
 def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     import torch
 
-    from featurecache.forward import forward_of, lengths_of
+    from featurecache.forward import forward_of
     from featurecache.frames import Frames
     from featurecache.loader import load
 
@@ -226,12 +241,10 @@ def _recompute(one: Recomputation, count: int, device: str) -> Run[Json]:
     batches = [stored.frames(rows[at], views[at, None]) if stored else Frames.plain(rows[at]) for at in each]
     for start, batch in zip(starts, load(source, network.input, batches), strict=True):
         _check_unchanged(batch, reader, source)
-        finished = forward.augmented(batch, stored.augmentation if stored else None)
-        for chosen, outputs in forward.outputs(finished.inputs):
-            lengths = lengths_of(finished.inputs, chosen)
+        for given in forward.passes(batch, stored.augmentation if stored else None):
             for name in names:
-                values = outputs[name.rpartition("/")[2]].float().cpu()
-                for at, value, length in zip(finished.asked[chosen], values, lengths, strict=True):
+                values = given.outputs[name.rpartition("/")[2]].float().cpu()
+                for at, value, length in zip(given.frames, values, given.lengths, strict=True):
                     exact[name][start + at] = value[:length] if reader.outputs[name].longest else value[None]
         yield Advance(f"recompute {reader.split}", start + len(batch.frames), count)
     found = reader.read(rows, view=views, outputs=names)

@@ -303,7 +303,7 @@ class CachedData:
 
 
 def _undecoded(reader: CacheReader, outputs: Sequence[str], views: int) -> np.ndarray:
-    """bool (rows of the cache,): which the teacher could not decode.
+    """bool (rows of the cache,): which could not be decoded for the teacher.
 
     Raises CorruptCacheError for a cache that does not say what its views are.
     """
@@ -311,4 +311,4 @@ def _undecoded(reader: CacheReader, outputs: Sequence[str], views: int) -> np.nd
     if stored is None or stored.stop < views:
         raise CorruptCacheError(f"split {reader.split!r} has outputs of {views} views and does not say what they are")
     reasons = reader.reasons(next(iter(outputs or reader.outputs)))
-    return (reasons != Reason.VALID) & (reasons != Reason.NOT_FINITE)
+    return ~np.isin(reasons, (Reason.VALID, Reason.NOT_FINITE, Reason.NO_OUTPUT))

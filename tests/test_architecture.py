@@ -17,6 +17,7 @@ FLOORS = [
         "featurecache.inputs",
         "featurecache.layers",
         "featurecache.sources",
+        "featurecache.records",
         "featurecache.teachers",
         "featurecache.encodings",
     ],

@@ -14,10 +14,11 @@ import typer.main
 import pipelines
 from featurecache.teachers import load_teacher
 from pipelines.cli import app
+from pipelines.cli.command import every_command
 from student.objectives.base import Batch, Dimensions, Objective
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = every_command(typer.main.get_command(app))
 
 
 def blocks(file, language, containing):
@@ -46,11 +47,16 @@ def test_readme_shows_six_lines():
     assert len(six_lines()) == 6
 
 
-@pytest.mark.parametrize("line", [*commands("README.md"), *commands("docs/views.md")])
+@pytest.mark.parametrize(
+    "line", [line for page in ("README.md", "docs/views.md", "docs/teachers.md") for line in commands(page)]
+)
 def test_line_is_accepted(line):
-    program, name, *words = shlex.split(line)
+    program, *words = shlex.split(line)
     assert program == "featurecache"
-    COMMANDS[name].make_context(name, words)  # refuses unknown options, missing ones and wrong values
+    name = " ".join(words[:2]) if words[0] == "import" else words[0]
+    COMMANDS[name].make_context(
+        name, words[len(name.split()) :]
+    )  # refuses unknown options, missing ones and wrong values
 
 
 def test_readme_python_parses_and_names_what_there_is():

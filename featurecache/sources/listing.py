@@ -11,7 +11,15 @@ from featurecache.fingerprint import key_hash
 from featurecache.sources.packed import Keys
 from featurecache.types import NO_LABEL
 
-__all__ = ["MAX_CLASSES", "LabelColumn", "check_keys", "find_repeated", "index_labels", "numbers_as_indices"]
+__all__ = [
+    "MAX_CLASSES",
+    "LabelColumn",
+    "check_keys",
+    "find_repeated",
+    "index_labels",
+    "key_hashes",
+    "numbers_as_indices",
+]
 
 MAX_CLASSES = 1_000_000
 """A larger integer label is taken for an identifier: names are made for every index up to the largest."""
@@ -33,12 +41,17 @@ def check_keys(keys: Keys, place: Callable[[int], str], *, hint: str) -> None:
         raise SourceError(f"{place(first)} and {place(second)} have the same key {keys[first]!r}", hint=hint)
 
 
-def find_repeated(keys: Keys) -> tuple[int, int] | None:
-    """Two rows with the same key, or None; by hashes of 16 bytes, since a set of strings takes ten times as much."""
+def key_hashes(keys: Iterable[str]) -> np.ndarray:
+    """bytes16 (keys,): `fingerprint.key_hash` of each, which can be sorted and searched."""
     buffer = bytearray()
     for key in keys:
         buffer += key_hash(key)
-    hashes = np.frombuffer(buffer, "S16")
+    return np.frombuffer(buffer, "S16")
+
+
+def find_repeated(keys: Keys) -> tuple[int, int] | None:
+    """Two rows with the same key, or None; by hashes of 16 bytes, since a set of strings takes ten times as much."""
+    hashes = key_hashes(keys)
     in_order = np.sort(hashes)
     repeated = np.flatnonzero(in_order[1:] == in_order[:-1])
     if not repeated.size:

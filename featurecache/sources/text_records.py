@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,11 @@ __all__ = [
     "Fields",
     "Record",
     "id_value",
+    "json_object",
     "label_value",
+    "open_csv",
     "parse_line",
+    "read_lines",
     "read_records",
     "text_format",
 ]
@@ -88,20 +92,20 @@ def parse_line(line: bytes, suffix: str, columns: Fields) -> bytes | None:
     """The text of one line of a .jsonl or .txt file, or None where it has none."""
     if suffix == ".txt":
         return line.removesuffix(b"\n").removesuffix(b"\r")
-    return _text_bytes((_json_object(line) or {}).get(columns.text))
+    return _text_bytes((json_object(line) or {}).get(columns.text))
 
 
 def _read_txt(path: Path, columns: Fields) -> Iterator[Record]:
-    for number, (offset, line) in enumerate(_lines(path), 1):
+    for number, (offset, line) in enumerate(read_lines(path), 1):
         yield Record(line=number, text=parse_line(line, ".txt", columns), offset=offset, size=len(line))
 
 
 def _read_jsonl(path: Path, columns: Fields) -> Iterator[Record]:
     seen = False
-    for number, (offset, line) in enumerate(_lines(path), 1):
+    for number, (offset, line) in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        fields = _json_object(line)
+        fields = json_object(line)
         if fields and not seen:
             _check_columns(path, fields, columns)
             seen = True
@@ -111,20 +115,26 @@ def _read_jsonl(path: Path, columns: Fields) -> Iterator[Record]:
 
 
 def _read_csv(path: Path, columns: Fields) -> Iterator[Record]:
-    rows = csv.DictReader(line.decode(errors="surrogateescape") for _, line in _lines(path))
-    previous_limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses texts over 128 KiB
-    try:
+    with open_csv(path) as rows:
         _check_columns(path, rows.fieldnames or (), columns)
         number = rows.line_num + 1
         for row in rows:
             yield _record(path, number, row, columns)
             number = rows.line_num + 1
+
+
+@contextmanager
+def open_csv(path: Path) -> "Iterator[csv.DictReader[str]]":
+    """The records of a .csv file as mappings from column to text, bytes that are no UTF-8 escaped."""
+    previous_limit = csv.field_size_limit(MAX_LINE_BYTES)  # the default refuses texts over 128 KiB
+    try:
+        yield csv.DictReader(line.decode(errors="surrogateescape") for _, line in read_lines(path))
     finally:
         csv.field_size_limit(previous_limit)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset, line with its end) of the unpacked file, without a byte-order mark."""
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its end) of the unpacked file, without a byte-order mark. Raises SourceError, OSError."""
     packed = path.name.lower().endswith(".gz")
     with gzip.open(path) if packed else path.open("rb") as stream:
         offset = 0
@@ -162,7 +172,8 @@ def _record(
     return Record(line=line, text=text, label=label, id=identity, offset=offset, size=size)
 
 
-def _json_object(line: bytes) -> dict[str, Json] | None:
+def json_object(line: bytes) -> dict[str, Json] | None:
+    """The JSON object that a line is, or None where it is something else."""
     try:
         value = json.loads(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The contract of a teacher: a frozen network that is run once over a source."""
+"""The contract of a teacher: a frozen network that is run once over a source, or what one that is elsewhere said."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -7,21 +7,31 @@ from featurecache.inputs import ImageInput, Inputs, TextInput
 from featurecache.types import Json, OutputSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
-__all__ = ["Layered", "Teacher", "further_outputs"]
+__all__ = ["Described", "Layered", "Recorded", "Teacher", "further_outputs"]
 
 
 @runtime_checkable
-class Teacher(Protocol):
-    """A frozen network: what it takes in, what it gives, and what it is."""
+class Described(Protocol):
+    """What a cache has to know of any teacher: what it takes in, what it gives, and what it is."""
 
     name: str
     """Short resolved name, such as "vit_base_patch16_224.augreg2_in21k_ft_in1k" or "all-MiniLM-L6-v2"."""
     input: ImageInput | TextInput
     outputs: tuple[OutputSpec, ...]
     """What it always gives, embedding first."""
+
+    def identity(self) -> Json:
+        """Library, model, configuration, output selectors and the hash of the weights; never paths, versions, times."""
+        ...
+
+
+@runtime_checkable
+class Teacher(Described, Protocol):
+    """A frozen network that can be run."""
 
     def __call__(self, batch: Inputs) -> "Mapping[str, Tensor]":
         """Every output from one forward pass, floating point (batch, *shape), without gradients; one with `longest` is
@@ -33,10 +43,6 @@ class Teacher(Protocol):
 
     def to(self, device: "torch.device | str") -> "Teacher":
         """Move the network; returns itself."""
-        ...
-
-    def identity(self) -> Json:
-        """Library, model, configuration, output selectors and the hash of the weights; never paths, versions, times."""
         ...
 
 
@@ -57,6 +63,16 @@ class Layered(Teacher, Protocol):
         ...
 
 
-def further_outputs(teacher: Teacher) -> tuple[OutputSpec, ...]:
+@runtime_checkable
+class Recorded(Described, Protocol):
+    """A teacher that is not at hand: what it gave for the plain view of samples of one source is known, and no more."""
+
+    def recall(self, samples: "np.ndarray") -> "tuple[np.ndarray, Mapping[str, Tensor]]":
+        """Of samples by their index in the source, int64 (samples,): which of these it gave something for, int64
+        (known,) positions, and every output of those, floating point (known, *shape) on the CPU."""
+        ...
+
+
+def further_outputs(teacher: Described) -> tuple[OutputSpec, ...]:
     """What a teacher gives besides when asked, of any teacher."""
     return teacher.further if isinstance(teacher, Layered) else ()

@@ -17,7 +17,7 @@ from featurecache.inputs import Inputs, TextInput
 from featurecache.teachers.transformers_network import Network, open_folder
 from featurecache.types import Json, OutputSpec
 
-__all__ = ["TransformersText"]
+__all__ = ["TransformersText", "tokenizer_json"]
 
 _POOLS = ("mean", "cls", "last", "pooler")
 _SENTENCE_POOLS = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls", "lasttoken": "last"}
@@ -52,7 +52,7 @@ class TransformersText:
         if self._pool == "pooler" and not self._network.has_pooler:
             raise TeacherError(f"{self.name} has no pooler weights", hint="--pool mean or --pool cls")
         length = max_length or _max_length(folder, self._network.config)
-        self.input = TextInput(_tokenizer_json(folder), max_length=length)
+        self.input = TextInput(tokenizer_json(folder), max_length=length)
         self.outputs = self._output_specs()
 
     def __call__(self, batch: Inputs, further: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -146,7 +146,8 @@ def _max_length(folder: Path, config: Any) -> int:
     return min(*known, _LENGTH_LIMIT) if known else _LENGTH_UNKNOWN
 
 
-def _tokenizer_json(folder: Path) -> str:
+def tokenizer_json(folder: Path) -> str:
+    """The text of the tokenizer.json of a folder, or what its tokenizer is as one. Raises TeacherError."""
     if (folder / "tokenizer.json").is_file():
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     else:

@@ -14,6 +14,7 @@ from pipelines.cli.evaluate import evaluate
 from pipelines.cli.export import export
 from pipelines.cli.extend import extend
 from pipelines.cli.extract import extract, fit_teacher, probe
+from pipelines.cli.imports import probabilities
 from pipelines.cli.inspect import info, list_names, status
 from pipelines.cli.pretrain import pretrain
 from pipelines.cli.recipes import run
@@ -52,10 +53,16 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_names,
     "demo": demo,
 }
-_COMMANDS["shell-init"] = shell_init(_COMMANDS)
+_IMPORTS: dict[str, Callable[..., None]] = {"probabilities": probabilities}
+_COMMANDS["shell-init"] = shell_init([*_COMMANDS, "import"])
 
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(_command)
+
+_imports = typer.Typer(no_args_is_help=True, help="Make a cache of what a teacher said elsewhere.")
+for _name, _command in _IMPORTS.items():
+    _imports.command(_name, cls=Command)(_command)
+app.add_typer(_imports, name="import")
 
 
 def _show_version(asked: bool) -> bool:

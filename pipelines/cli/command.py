@@ -2,9 +2,18 @@
 
 from typing import Any
 
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-__all__ = ["Command"]
+__all__ = ["Command", "every_command"]
+
+
+def every_command(group: TyperGroup) -> dict[str, Any]:
+    """The commands of a program by their names, "import probabilities" for one in a group."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        inner = every_command(command) if isinstance(command, TyperGroup) else {"": command}
+        found |= {f"{name} {within}".rstrip(): each for within, each in inner.items()}
+    return found
 
 
 class Command(TyperCommand):

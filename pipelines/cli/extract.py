@@ -10,12 +10,12 @@ import typer
 from featurecache.errors import FeatureCacheError
 from pipelines.cli import console
 from pipelines.cli.options import (
-    COLUMNS,
     MACHINE,
     MODEL,
     TRAINING,
     CacheOption,
     DeviceOption,
+    IdColumn,
     ImageColumn,
     JsonFlag,
     LabelColumn,
@@ -79,12 +79,7 @@ def extract(
     trust_remote_code: TrustRemoteCode = False,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Column of the key, where there is one.", show_default="id", rich_help_panel=COLUMNS
-        ),
-    ] = None,
+    id_column: IdColumn = None,
     image_column: ImageColumn = None,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples per forward pass.", rich_help_panel=MACHINE)

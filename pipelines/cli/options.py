@@ -20,6 +20,7 @@ __all__ = [
     "CachePath",
     "DataOption",
     "DeviceOption",
+    "IdColumn",
     "ImageColumn",
     "JsonFlag",
     "LabelColumn",
@@ -80,6 +81,12 @@ TextColumn = Annotated[
 ImageColumn = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Column of the image, where several could be.", rich_help_panel=COLUMNS),
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Column of the key, where there is one.", show_default="id", rich_help_panel=COLUMNS
+    ),
 ]
 LabelColumn = Annotated[
     str | None,

@@ -18,7 +18,7 @@ fc() {{
 
 
 def shell_init(commands: Collection[str]) -> Callable[[], None]:
-    """The command that prints the function for these subcommands, its own name among them."""
+    """The command that prints the function for these subcommands and itself."""
 
     def command() -> None:
         """Print a shell function that makes `fc` mean this program.
@@ -28,6 +28,6 @@ def shell_init(commands: Collection[str]) -> Callable[[], None]:
 
         Example: eval "$(featurecache shell-init)"
         """
-        console.write(_FUNCTION.format(names="|".join([*sorted(commands), "--help", "--version"])))
+        console.write(_FUNCTION.format(names="|".join([*sorted([*commands, "shell-init"]), "--help", "--version"])))
 
     return command

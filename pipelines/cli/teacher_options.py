@@ -8,6 +8,7 @@ import typer
 from pipelines.cli.options import MODEL, key_values
 
 __all__ = [
+    "OUTPUTS",
     "VIEWS",
     "AugmentOption",
     "CropPct",

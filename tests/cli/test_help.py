@@ -9,9 +9,11 @@ import typer.main
 from typer import Context
 
 from pipelines.cli import app
+from pipelines.cli.command import every_command
 
 GROUP = typer.main.get_command(app)
-COMMANDS = sorted(GROUP.commands)
+EVERY = every_command(GROUP)
+COMMANDS = sorted(EVERY)
 REFERENCE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
@@ -24,16 +26,16 @@ def help_text(run, monkeypatch, *command, columns=80):
 
 def test_program_help_fits_and_cuts_no_sentence(run, monkeypatch):
     text = help_text(run, monkeypatch)
-    assert all(name in text for name in COMMANDS)
+    assert all(name in text for name in GROUP.commands)
     assert max(map(len, text.splitlines())) < 80
-    for name in set(COMMANDS) - {"demo"}:
+    for name in set(GROUP.commands) - {"demo"}:
         line = next(line for line in text.splitlines() if line.startswith(f"  {name} "))
         assert not line.endswith("..."), line
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_has_help_with_an_example_on_its_own_line(run, monkeypatch, name):
-    text = help_text(run, monkeypatch, name)
+    text = help_text(run, monkeypatch, *name.split())
     lines = text.splitlines()
     example = lines[lines.index("  Example:") + 1]
     assert example.startswith("    ") and "featurecache" in example
@@ -44,16 +46,17 @@ def test_command_has_help_with_an_example_on_its_own_line(run, monkeypatch, name
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_example_is_accepted(name):
-    command = GROUP.commands[name]
+    command = EVERY[name]
     example = command.help.rpartition("Example:\n")[2].strip().removeprefix('eval "$(').removesuffix(')"')
     words = shlex.split(example)
-    assert words[:2] == ["featurecache", name]
-    command.make_context(name, words[2:])  # refuses unknown options, missing ones and wrong values
+    given = 1 + len(name.split())
+    assert words[:given] == ["featurecache", *name.split()]
+    command.make_context(name, words[given:])  # refuses unknown options, missing ones and wrong values
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_parameter_has_help(name):
-    command = GROUP.commands[name]
+    command = EVERY[name]
     context = Context(command, info_name=name)
     for records in command.groups(context).values():
         for parameter, text in records:
@@ -70,4 +73,4 @@ def test_reference_is_up_to_date(monkeypatch):
 
 def test_reference_has_every_command():
     text = REFERENCE.read_text(encoding="utf-8")
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(GROUP.commands)
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(EVERY)

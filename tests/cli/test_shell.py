@@ -67,4 +67,5 @@ def test_without_it_the_builtin_takes_the_name_and_env_does_not(type_into):
 
 def test_function_names_every_command(run):
     text = run("shell-init").out
-    assert all(f"{command.name}|" in text for command in app.registered_commands)
+    named = [*app.registered_commands, *app.registered_groups]
+    assert "import" in {each.name for each in named} and all(f"{each.name}|" in text for each in named)
