@@ -80,7 +80,7 @@ def pretrain(
 
     What is left is a plain transformers folder, DIR/student.
 
-    Example: featurecache pretrain --data ./texts --student bert:2x128 --out ./runs/pretrained
+    Example: featurecache pretrain --data ./texts --out ./runs/pretrained
     """
     from pipelines.pretrain import pretrain_student
 

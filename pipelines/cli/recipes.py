@@ -18,21 +18,21 @@ def run(
     out: Annotated[str, typer.Option(metavar="DIR", help="Where caches, students and results go.")],
     scale: Annotated[str, typer.Option(metavar="NAME", help="tiny, small or paper.")] = "small",
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Another value of a setting.")
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
     ] = None,
     varied: Annotated[
-        list[str] | None, typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="A case for each value.")
+        list[str] | None, typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="A case of each.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the stages, and which are done.")] = False,
     workers: WorkersOption = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Carry out a recipe: a cache, students of every arm and seed, and their results.
+    """Carry out a recipe: caches, students, a page of results.
 
     The same command goes on with what was interrupted. DIR/results.html shows what came of it.
 
-    Example: featurecache run pretrained-distillation --data ./texts --out ./well-read --scale tiny
+    Example: featurecache run pretrained-distillation --data ./texts --out ./out
     """
     from pipelines.recipes.run import run_recipe
 

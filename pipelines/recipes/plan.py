@@ -1,7 +1,9 @@
 """What a recipe comes to: stages, each with all that decides what comes out of it; equal ones are run once."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from featurecache.errors import UsageError
 from featurecache.fingerprint import hash_json
@@ -104,7 +106,8 @@ def _cache(sections: Sections, common: Json, tokenizer: Stage | None) -> Stage:
         raise UsageError(f"teacher.adapt is {adapt!r}", hint=f"write {', '.join(_ADAPTED)}")
     own = {key: section[key] for key in ("model", "max_length", "batch_size")}
     if section["probabilities"]:
-        settings = {**common, "file": section["probabilities"], "max_length": run["max_length"]}
+        file = section["probabilities"]
+        settings = {**common, "file": file, "sha256": _file_hash(file), "max_length": run["max_length"]}
         return _stage("import", {"does": "import", **settings}, {"tokenizer": tokenizer})
     if section["cache"]:
         standing = _stage("cache", {"does": "cache", "path": section["cache"]}, {})
@@ -117,6 +120,14 @@ def _cache(sections: Sections, common: Json, tokenizer: Stage | None) -> Stage:
     outputs = ["embedding"] if adapt == "probe" else ["logits"]
     extracted = _stage("extract", {"does": "extract", **common, **own, "outputs": outputs}, {})
     return _probe(extracted, labels) if adapt == "probe" else extracted
+
+
+def _file_hash(file: str) -> str:
+    try:
+        with Path(file).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read teacher.probabilities {file}: {error.strerror or error}") from None
 
 
 def _probe(cache: Stage, labels: Json) -> Stage:

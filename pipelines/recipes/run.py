@@ -13,6 +13,7 @@ from featurecache.errors import CorruptCacheError, IdentityError, UsageError, di
 from featurecache.sources import location, open_data
 from featurecache.types import Json
 from pipelines.events import Advance, Message, Run
+from pipelines.recipes.page import write_page
 from pipelines.recipes.plan import Case, Stage, plan_cases
 from pipelines.recipes.recipe import Recipe, read_recipe
 from pipelines.recipes.results import results_of
@@ -62,9 +63,10 @@ def run_recipe(
     results = results_of(given, cases, records, command=_command(recipe, places, out, scale, changes, varied))
     _keep_student(cases, work, results)
     _write(work.out / "results.json", results)
+    page = write_page(work.out)
     return {
         "results": str(work.out / "results.json"),
-        "page": str(work.out / "results.html"),
+        "page": str(page),
         "student": str(work.out / "student"),
         "cases": results["cases"],
     }

@@ -116,6 +116,21 @@ def _cache(stage: Stage, work: Work) -> Run[Json]:
     return {"digest": open_sealed(stage.settings["path"])[1]}
 
 
+def _import(stage: Stage, work: Work) -> Run[Json]:
+    from pipelines.imports import import_probabilities
+
+    found = yield from import_probabilities(
+        file=stage.settings["file"],
+        data=work.data,
+        out=work.cache(stage),
+        tokenizer=work.tokenizer(stage),
+        max_length=stage.settings["max_length"] if work.tokenizer(stage) else None,
+        limit=stage.settings["limit"] or None,
+        workers=work.workers,
+    )
+    return {"digest": found["digest"]}
+
+
 def _pretrain(stage: Stage, work: Work) -> Run[Json]:
     from pipelines.pretrain import pretrain_student
 
@@ -204,6 +219,7 @@ STAGES: Mapping[str, Do] = {
     "extract": _extract,
     "probe": _probe,
     "cache": _cache,
+    "import": _import,
     "pretrain": _pretrain,
     "train-student": _train,
     "evaluate": _evaluate,
