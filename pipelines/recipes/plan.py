@@ -145,12 +145,11 @@ def _chain(arm: str, seed: int, sections: Sections, common: Json, *, tokenizer: 
             "max_length": run["max_length"],
             "seed": seed,
         }
-        before = {"tokenizer": tokenizer, "start": stages[-1] if stages else None}
-        if (
-            settings["does"] != "pretrain"
-        ):  # which needs neither a teacher nor labels, and is shared by those who differ
+        before = {"tokenizer": tokenizer}
+        if settings["does"] != "pretrain":  # which is shared by those who differ in teacher or labels
             settings |= {"labels": run.get("labels", 0)}
             before |= {"cache": cache}
+        before |= {"start": stages[-1] if stages else None}
         stages.append(replace(_stage(name, settings, before), updates=updates))
     scores = _stage("evaluate", {"does": "evaluate", **common}, {"student": stages[-1], "cache": cache})
     return Chain(arm=arm, seed=seed, stages=tuple(stages), scores=scores)

@@ -1,0 +1,337 @@
+"""Recipes: what their files may say, what they come to, and what is left when they are carried out."""
+
+import json
+import shutil
+import statistics
+
+import pytest
+import tokenizers
+import transformers
+from safetensors.torch import load_file
+
+from featurecache.errors import IdentityError, UnknownNameError, UsageError
+from featurecache.sources import open_data
+from featurecache.store.reader import open_cache
+from pipelines import extract_cache, finish, run_recipe
+from pipelines.recipes.plan import plan_cases
+from pipelines.recipes.recipe import known_recipes, read_recipe
+from student.start import start_place
+
+NAME = "pretrained-distillation"
+DATA = "synthetic-text:80"
+SMALL = [
+    "run.student=bert:1x16",
+    "run.labels=40",
+    "run.updates=12",
+    "run.limit=0",
+    "run.max_length=16",
+    "tokenizer.vocabulary=400",
+    "teacher.model=random",
+    "teacher.max_length=0",
+]
+
+
+def settings(*changes, scale="tiny", varied=()):
+    return read_recipe(NAME, scale=scale, changes=changes, varied=varied)
+
+
+def carried_out(out, *changes, varied=(), data=DATA, arms="PD,distillation", **options):
+    given = [*SMALL, f"run.arms={arms}", *changes]
+    return finish(
+        run_recipe(
+            recipe=NAME,
+            data=data,
+            out=out,
+            scale="tiny",
+            changes=given,
+            varied=varied,
+            device="cpu",
+            workers=0,
+            **options,
+        )
+    )
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+class TestReading:
+    def test_the_one_that_ships_is_known_by_what_it_is_about(self):
+        assert "pre-trained, then distilled" in known_recipes()[NAME]
+
+    @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+    def test_every_scale_is_whole(self, scale):
+        recipe = settings(scale=scale)
+        assert recipe.sections["run"]["arms"] == ["basic", "distillation", "PF", "PD", "PD-F"]
+        assert all(
+            sum(recipe.sections["arms"][arm].values()) == pytest.approx(1) for arm in recipe.sections["run"]["arms"]
+        )
+
+    def test_what_is_set_has_the_kind_of_what_stood_there(self):
+        recipe = settings("finetune.learning_rate=1", "run.arms=PD", "run.seeds=3,4", "run.student=bert:2x128")
+        assert recipe.sections["finetune"]["learning_rate"] == 1.0
+        assert isinstance(recipe.sections["finetune"]["learning_rate"], float)
+        assert recipe.sections["run"]["arms"] == ["PD"] and recipe.sections["run"]["seeds"] == [3, 4]
+        assert recipe.sections["run"]["student"] == "bert:2x128"
+
+    def test_an_arm_of_ones_own(self):
+        recipe = settings("arms.mine={pretrain=0.8, distil=0.2}", "run.arms=mine")
+        (case,) = plan_cases(recipe, "0")
+        assert [(stage.name, stage.updates) for stage in case.chains[0].stages] == [("pretrain", 48), ("distil", 12)]
+
+    def test_cases_are_every_combination(self):
+        recipe = settings(varied=["run.labels=10,20", "run.student=bert:2x64,bert:4x64"])
+        found = [(case["run.labels"], case["run.student"]) for case, _ in recipe.cases()]
+        assert found == [(10, "bert:2x64"), (10, "bert:4x64"), (20, "bert:2x64"), (20, "bert:4x64")]
+        assert [sections["run"]["labels"] for _, sections in recipe.cases()] == [10, 10, 20, 20]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("run.labels", "cannot read --set"),
+            ("labels=3", "cannot read --set"),
+            ("run.lables=3", "no setting of run is called 'lables'"),
+            ("rum.labels=3", "no section of this recipe is called 'rum'"),
+            ("run.labels=many", "run.labels cannot be 'many'"),
+            ("run.labels=0.5", "run.labels cannot be 0.5"),
+            ("run.arms=PX", "no arm of this recipe is called 'PX'"),
+            ("run.keep=PX", "no arm to keep a student of is called 'PX'"),
+            ("run.seeds=1,1", "each seed and each arm is given once"),
+            ("run.updates=0", "has no run.updates"),
+            ("run.updates=1", "a stage of the arm PF has no update"),
+            ("arms.PD={pretrain=0.5, distil=0.4}", "the shares of the arm PD are"),
+            ("arms.PD={pretrian=1.0}", "no stage of the arm PD is called 'pretrian'"),
+            ("arms.PD=1", "the arm PD has no stages"),
+        ],
+    )
+    def test_what_cannot_be_set_is_refused(self, change, message):
+        with pytest.raises((UsageError, UnknownNameError), match=message):
+            settings(change)
+
+    @pytest.mark.parametrize("varied", ["run.labels=3", "run.labels=3,3", "run.labels"])
+    def test_what_does_not_vary_is_refused(self, varied):
+        with pytest.raises(UsageError, match="--vary"):
+            settings(varied=[varied])
+
+    def test_a_file_of_ones_own_is_read_and_a_wrong_one_refused(self, tmp_path):
+        file = tmp_path / "mine.toml"
+        file.write_text("about = 'x'\n[run]\n")
+        with pytest.raises(UsageError, match=r"mine\.toml is no recipe"):
+            read_recipe(str(file))
+        file.write_text("about = ")
+        with pytest.raises(UsageError, match="is not TOML"):
+            read_recipe(str(file))
+        with pytest.raises(UsageError, match="cannot read the recipe"):
+            read_recipe(str(tmp_path / "none.toml"))
+        with pytest.raises(UnknownNameError, match="no recipe is called"):
+            read_recipe("pretrained-distilation")
+        with pytest.raises(UnknownNameError, match="no scale of this recipe is called 'huge'"):
+            settings(scale="huge")
+
+
+class TestPlan:
+    def test_every_arm_has_the_same_updates(self):
+        for updates in (7, 60, 1001):
+            (case,) = plan_cases(settings(f"run.updates={updates}"), "0")
+            assert {sum(stage.updates for stage in chain.stages) for chain in case.chains} == {updates}
+
+    def test_arms_that_begin_alike_share_their_stage(self):
+        (case,) = plan_cases(settings("run.seeds=0,1"), "0")
+        pretrained = {
+            (chain.seed, chain.stages[0].folder) for chain in case.chains if chain.stages[0].name == "pretrain"
+        }
+        assert len(pretrained) == 2
+        distilled = [chain.stages[1].folder for chain in case.chains if chain.arm in ("PD", "PD-F") and chain.seed == 0]
+        assert len(set(distilled)) == 2  # they have other numbers of updates
+
+    def test_cases_share_what_the_varied_setting_does_not_touch(self):
+        few, many = plan_cases(settings(varied=["run.labels=10,20"]), "0")
+        shared = {stage.name for stage in few.in_order()} & {
+            stage.name for stage in few.in_order() if stage.folder in {other.folder for other in many.in_order()}
+        }
+        assert shared == {"tokenizer", "extract", "pretrain"}
+        small, large = plan_cases(settings(varied=["distil.samples=100,200"]), "0")
+        differ = {stage.folder for stage in small.in_order()} ^ {stage.folder for stage in large.in_order()}
+        assert {folder.partition("-")[0] for folder in differ} == {"distil", "evaluate", "finetune"}
+        basic = [chain.scores.folder for case in (small, large) for chain in case.chains if chain.arm == "basic"]
+        assert len(set(basic)) == 1
+
+    def test_a_stage_is_another_for_other_data_settings_seeds_and_beginnings(self):
+        base = plan_cases(settings("run.arms=PD"), "0")[0].chains[0].stages
+        for changes, data in [((), "1"), (("distil.learning_rate=1",), "0"), (("run.seeds=5",), "0")]:
+            other = plan_cases(settings("run.arms=PD", *changes), data)[0].chains[0].stages
+            assert base[1].folder != other[1].folder
+        other = plan_cases(settings("run.arms=PD", "pretrain.learning_rate=1"), "0")[0].chains[0].stages
+        assert base[1].folder != other[1].folder
+
+    def test_a_model_that_is_pretrained_already_costs_no_updates(self):
+        (case,) = plan_cases(settings("pretrain.init_from=published", "run.arms=PD,PD-F"), "0")
+        updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
+        assert updates == [[0, 60], [0, 48, 12]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    found = carried_out(out, "run.seeds=0,1,2", arms="basic,distillation,PF,PD,PD-F")
+    return out, found
+
+
+class TestCarriedOut:
+    def test_it_leaves_results_a_page_and_a_student(self, whole):
+        out, found = whole
+        assert found["cases"] == results(out)["cases"]
+        assert (out / "results.html").read_text().startswith("<!doctype html>")
+        kept = results(out)["kept"]
+        runs = {arm["arm"]: arm["runs"] for arm in found["cases"][0]["arms"]}
+        losses = [json.loads((out / run[-1] / "summary.json").read_text())["validation"]["loss"] for run in runs["PD"]]
+        assert kept["arm"] == "PD" and kept["seed"] == losses.index(min(losses))
+        assert (
+            load_file(out / "student/student.safetensors").keys()
+            == load_file(out / runs["PD"][kept["seed"]][-1] / "student/student.safetensors").keys()
+        )
+
+    def test_differences_are_paired_by_seed(self, whole):
+        _, found = whole
+        (case,) = found["cases"]
+        arms = {arm["arm"]: arm["accuracy"] for arm in case["arms"]}
+        pairs = {(item["arm"], item["against"]): item["values"] for item in case["differences"]}
+        assert len(pairs) == 10
+        assert pairs["PD", "basic"] == [ours - theirs for ours, theirs in zip(arms["PD"], arms["basic"], strict=True)]
+        assert statistics.mean(pairs["PD-F", "PF"]) == pytest.approx(
+            statistics.mean(arms["PD-F"]) - statistics.mean(arms["PF"])
+        )
+
+    def test_scores_are_those_of_evaluate(self, whole):
+        out, found = whole
+        for arm in found["cases"][0]["arms"]:
+            for accuracy, run in zip(arm["accuracy"], arm["runs"], strict=True):
+                assert json.loads((out / run[-1] / "scores.json").read_text())["test"]["accuracy"] == accuracy
+
+    def test_what_is_paid_once_is_told_apart(self, whole):
+        cost = {item["stage"]: item for item in results(whole[0])["cost"]}
+        assert {name for name, item in cost.items() if item["paid"] == "once"} == {"tokenizer", "extract", "probe"}
+        assert cost["pretrain"]["runs"] == 3 and cost["pretrain"]["updates"] == 18
+        assert cost["distil"]["runs"] == 9 and cost["distil"]["updates"] == 3 * (12 + 6 + 5)
+        assert all(item["seconds"] > 0 for item in cost.values())
+
+    def test_each_student_goes_on_from_the_one_before(self, whole):
+        out, found = whole
+        (chain, *_) = next(arm["runs"] for arm in found["cases"][0]["arms"] if arm["arm"] == "PD-F")
+        recipes = [json.loads((out / run / "recipe.json").read_text()) for run in chain]
+        assert [recipe.get("init_from") for recipe in recipes] == [None, *(str(out / run) for run in chain[:-1])]
+        hashes = {recipe["input"]["tokenizer_sha256"] for recipe in recipes}
+        assert len(hashes) == 1
+
+    def test_more_arms_and_seeds_may_be_asked_for_and_nothing_else(self, tmp_path):
+        out = tmp_path / "out"
+        first = carried_out(out, arms="distillation")
+        folders = {path.name for path in (out / "stages").iterdir()}
+        more = carried_out(out, "run.seeds=0,1", arms="distillation,basic", varied=["distil.samples=0,30"])
+        assert more["cases"][0]["arms"][0]["accuracy"][0] == first["cases"][0]["arms"][0]["accuracy"][0]
+        assert folders < {path.name for path in (out / "stages").iterdir()}
+        with pytest.raises(IdentityError, match="was begun otherwise") as caught:
+            carried_out(out, "run.labels=30", arms="distillation")
+        assert caught.value.fields == [("sections.run.labels", 40, 30)]
+        with pytest.raises(IdentityError, match="was begun otherwise"):
+            carried_out(out, arms="distillation", data="synthetic-text:90")
+
+    def test_a_dry_run_tells_what_is_done_and_writes_nothing(self, whole, tmp_path):
+        planned = carried_out(tmp_path / "none", dry_run=True)["stages"]
+        assert not (tmp_path / "none").exists()
+        assert [name.partition("-")[0] for name in planned] == [
+            *("tokenizer", "extract", "probe", "pretrain", "distil", "evaluate", "distil", "evaluate")
+        ]
+        assert set(planned.values()) == {"to do", "to do, 6 updates", "to do, 12 updates"}
+        done = carried_out(whole[0], "run.seeds=0,1,2", arms="PD", dry_run=True)["stages"]
+        assert all(state.startswith("done") for state in done.values())
+
+    def test_a_folder_of_something_else_is_refused(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(UsageError, match="is not empty and has no recipe"):
+            carried_out(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A transformers folder with random weights and a tokenizer of words."""
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[MASK]": 2}
+    source = open_data([DATA], splits=["train"])["train"]
+    for index in range(len(source)):
+        for word in source[index].encoded.decode().lower().split():
+            vocabulary.setdefault(word, len(vocabulary))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[MASK]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=512, **sizes)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+class TestTeachers:
+    def test_an_encoder_is_tuned_on_the_labels_that_may_be_seen(self, tmp_path, encoder):
+        changes = [f"teacher.model={encoder}", "teacher.adapt=fit", "teacher.max_length=32", "teacher.epochs=1"]
+        found = carried_out(tmp_path / "out", *changes)
+        names = {path.stem.rpartition("-")[0] for path in (tmp_path / "out/stages").glob("*.json")}
+        assert {"fit-teacher", "extract"} <= names and "probe" not in names
+        (fitted,) = (tmp_path / "out/stages").glob("fit-teacher-*/teacher")
+        assert len(transformers.AutoConfig.from_pretrained(fitted).id2label) == 4
+        assert found["cases"][0]["teacher"]["accuracy"] is not None
+
+    def test_a_cache_that_stands_is_used_where_it_is(self, tmp_path):
+        cache = tmp_path / "cache"
+        finish(extract_cache(teacher="random", data=DATA, out=cache, workers=0, device="cpu"))
+        seals = sorted((cache / "seals").iterdir())
+        changes = [f"teacher.cache={cache}", "teacher.adapt=probe"]
+        carried_out(tmp_path / "out", *changes)
+        assert sorted((cache / "seals").iterdir()) == seals  # the probe is in a copy
+        (copy,) = (tmp_path / "out/stages").glob("probe-*/cache")
+        reader = open_cache(copy).split("train")
+        assert set(reader.outputs) == {"embedding", "logits"}
+        names = {path.stem.rpartition("-")[0] for path in (tmp_path / "out/stages").glob("*.json")}
+        assert "extract" not in names
+
+    def test_a_teacher_may_be_known_by_its_probabilities_alone(self, tmp_path):
+        file = tmp_path / "probabilities.jsonl"
+        with file.open("w") as stream:
+            for split, source in open_data([DATA], splits=["train", "test"]).items():
+                for key, label in zip(source.keys, source.labels, strict=True):
+                    chances = [0.7 if number == label else 0.1 for number in range(4)]
+                    stream.write(json.dumps({"split": split, "key": key, "probabilities": chances}) + "\n")
+        found = carried_out(tmp_path / "out", f"teacher.probabilities={file}")
+        names = {path.stem.rpartition("-")[0] for path in (tmp_path / "out/stages").glob("*.json")}
+        assert names == {"tokenizer", "import", "pretrain", "distil", "evaluate"}
+        assert found["cases"][0]["teacher"] == {"name": "probabilities", "accuracy": 1.0, "rows": 20}
+
+    def test_a_pretrained_model_is_started_from_with_its_tokenizer(self, tmp_path, encoder):
+        changes = [f"pretrain.init_from={encoder}", f"tokenizer.of={encoder}"]
+        found = carried_out(tmp_path / "out", *changes)
+        arms = {arm["arm"]: arm for arm in found["cases"][0]["arms"]}
+        assert [stage["updates"] for stage in arms["PD"]["stages"]] == [0, 12]
+        recipe = json.loads((tmp_path / "out" / arms["PD"]["runs"][0][-1] / "recipe.json").read_text())
+        assert start_place(recipe["init_from"], None) == str(encoder)
+        kept = (tmp_path / "out/student/tokenizer.json").read_text()
+        assert json.loads(kept)["model"] == json.loads((encoder / "tokenizer.json").read_text())["model"]
+
+    def test_what_is_no_teacher_is_refused(self, tmp_path):
+        with pytest.raises(UsageError, match=r"teacher.adapt is 'prob'"):
+            carried_out(tmp_path / "out", "teacher.adapt=prob")
+        with pytest.raises(UsageError, match=r"cannot read teacher.probabilities none.csv"):
+            carried_out(tmp_path / "out", "teacher.probabilities=none.csv")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_its_last_words_goes_on(tmp_path):
+    out = tmp_path / "out"
+    whole = carried_out(out)
+    (out / "results.json").unlink()
+    shutil.rmtree(out / "student")
+    for record in (out / "stages").glob("evaluate-*.json"):
+        record.write_text('{"seconds": 100.0}')
+    assert carried_out(out) == whole
+    evaluated = next(item for item in results(out)["cost"] if item["stage"] == "evaluate")
+    assert 200 < evaluated["seconds"] < 260  # what was spent before the interruption counts
