@@ -73,7 +73,7 @@ def _words(texts: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for text in texts:
         found.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    return Counter(dict(sorted(found.items())))
+    return found
 
 
 def _characters(words: Counter[str]) -> list[str]:

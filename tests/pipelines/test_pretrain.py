@@ -176,15 +176,16 @@ def test_every_setting_is_kept(tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The keys of every batch that is trained on, and that is validated on."""
-    found = {"training": [], "validation": []}
+    """The keys of every batch that is trained on, and that is validated on; and the tokens that those show."""
+    found = {"training": [], "validation": [], "shown": []}
     real = trainer.train_together
 
     def watched(trainees, data, settings, *, validation):
         rows = data.shuffled(settings.batch_size, seed=settings.seed, start=0, stop=settings.steps)
         found["training"] += [key for batch in rows for key in data.keys_of(batch.rows)]
-        rows = validation.in_order(settings.batch_size)
-        found["validation"] += [key for batch in rows for key in validation.keys_of(batch.rows)]
+        for batch in validation.in_order(settings.batch_size):
+            found["validation"] += validation.keys_of(batch.rows)
+            found["shown"] += batch.inputs["ids"].tolist()
         return real(trainees, data, settings, validation=validation)
 
     monkeypatch.setattr(trainer, "train_together", watched)
@@ -200,6 +201,15 @@ def test_texts_that_validate_are_never_trained_on(seen, tmp_path):
     assert set(seen["training"]) <= set(keys) - held_out
     assert summary["steps"] == 2 * ((160 - len(held_out)) // 8)
     assert len(seen["training"]) == summary["steps"] * 8
+
+
+def test_the_seed_decides_what_is_hidden(seen, tmp_path):
+    shown = []
+    for number, seed in enumerate((1, 1, 2)):
+        finish(pretrain_student(out=tmp_path / str(number), **{**GIVEN, "steps": 1, "seed": seed}))
+        shown.append([*seen["shown"]])
+        seen["shown"].clear()
+    assert shown[0] == shown[1] and sum(map(list.__ne__, shown[0], shown[2])) > 20
 
 
 def test_texts_that_cannot_be_read_are_told_and_left_out(seen, tmp_path):
