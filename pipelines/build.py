@@ -76,7 +76,7 @@ def build_together(
     usable = np.ones(len(rows.keys), bool) if rows.outputs else seen != NO_LABEL
     held_out = validation_rows(rows.keys, recipe.validation)
     chosen = usable & ~held_out
-    chosen &= first_rows(rows.keys, chosen, recipe.samples)
+    chosen = first_rows(rows.keys, chosen, recipe.samples, labelled=seen != NO_LABEL)
     training_rows = rows.joined.rows[chosen]
     if not training_rows.size:
         raise UsageError("no row is left to train on", hint="lower --validation, or give more data or --labels")

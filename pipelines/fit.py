@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import UsageError
 from featurecache.inputs import ImageInput, TextInput
 from featurecache.sources import Source, open_data
-from featurecache.types import Json, Reason
+from featurecache.types import Json
 from pipelines.events import Advance, Message, Run, default_device, default_workers
+from pipelines.readable import readable_rows
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
     from student.data import CachedData
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from student.settings import TrainSettings
 
 __all__ = ["fit_teacher"]
-
-_CHECKED_AT_ONCE = 64
 
 
 def fit_teacher(
@@ -151,7 +148,10 @@ def _data(
 
     held_out = validation_rows(source.keys, validation)
     known = labelled_rows(source.keys, source.labels, labels)
-    known[known] = yield from _decodable(source, network_input, np.flatnonzero(known), loading["workers"])
+    workers = loading["workers"]
+    known[known] = yield from readable_rows(
+        source, network_input, np.flatnonzero(known), workers=workers, what="labelled samples"
+    )
     parts = [np.flatnonzero(known & ~held_out), np.flatnonzero(known & held_out)]
     if not parts[0].size:
         raise UsageError("no labelled sample is left to train on", hint="lower --validation, or give more data")
@@ -160,28 +160,6 @@ def _data(
         for rows in parts
     )
     return training, validating
-
-
-def _decodable(
-    source: Source, network_input: ImageInput | TextInput, rows: "np.ndarray", workers: int
-) -> "Run[np.ndarray]":
-    # one pass ahead of training, so that every batch is full and the steps are those of the epochs asked for
-    import numpy as np
-
-    from featurecache.loader import load
-
-    batches = np.split(rows, range(_CHECKED_AT_ONCE, rows.size, _CHECKED_AT_ONCE))
-    reasons, done = [], 0
-    for loaded in load(source, network_input, batches if rows.size else (), workers=workers):
-        reasons.append(loaded.reasons)
-        done += loaded.rows.size
-        yield Advance("check", done, rows.size, "samples")
-    found = np.concatenate([np.zeros(0, np.uint8), *reasons])
-    if found.any():
-        counts = Counter(Reason(reason).text for reason in found[found > 0])
-        told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-        yield Message(f"{np.count_nonzero(found):,} of {rows.size:,} labelled samples are left out: {told}")
-    return found == Reason.VALID
 
 
 def _train(

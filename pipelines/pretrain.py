@@ -14,6 +14,7 @@ from featurecache.sources.decode import decode
 from featurecache.types import NO_LABEL, Json
 from pipelines.events import Message, Run, default_device, default_workers
 from pipelines.metrics import follow
+from pipelines.readable import readable_rows
 from pipelines.run_dir import RunDir
 from pipelines.trackers import check_trackers
 
@@ -109,6 +110,7 @@ def pretrain_student(
     if source.modality != "text":
         raise UsageError("pretraining is for texts, and these are images", hint="timm has pretrained image models")
     run = RunDir(out)
+    run.check_free(resume=resume)  # before a tokenizer is trained
     network_input = yield from _input(given, source, run)
     record = {**given.to_json(), "texts": source.fingerprint(), "input": network_input.to_json()}
     if resume and run.is_finished():
@@ -119,9 +121,8 @@ def pretrain_student(
     torch.manual_seed(given.seed)
     network = _network(given, network_input)
     count = default_workers(ranks.device.type) if workers is None else workers
-    texts = [
-        MaskedTexts(part, seed=given.seed, device=ranks.device) for part in _parts(given, source, network_input, count)
-    ]
+    parts = yield from _parts(given, source, network_input, count)
+    texts = [MaskedTexts(part, seed=given.seed, device=ranks.device) for part in parts]
     settings = _settings(given, texts[0].steps_per_epoch(given.batch_size), compile=compile)
     RunDir.create(run.path, record, resume=resume)
     _keep_tokenizer(run, network_input)
@@ -130,6 +131,8 @@ def pretrain_student(
     if resume and has_checkpoint(run.checkpoint):
         trainee.resume()
         yield Message(f"{run.path} goes on from step {trainee.done:,}")
+    elif resume:
+        yield Message(f"{run.path} has no checkpoint yet and begins anew")
     loop = train_together([trainee], texts[0], settings, validation=texts[1])
     (result,) = yield from follow(loop, [run], [trainee], track=track)
     _publish(network, run.student)
@@ -194,7 +197,7 @@ def _network(given: PretrainRecipe, network_input: TextInput) -> "MaskedLanguage
 
 def _parts(
     given: PretrainRecipe, source: Source, network_input: TextInput, workers: int
-) -> "tuple[CachedData, CachedData]":
+) -> "Run[tuple[CachedData, CachedData]]":
     """Texts to train on and to validate with."""
     import numpy as np
 
@@ -202,7 +205,8 @@ def _parts(
     from student.selection import validation_rows
 
     held_out = validation_rows(source.keys, given.validation)
-    chosen = (np.flatnonzero(~held_out), np.flatnonzero(held_out))
+    usable = yield from readable_rows(source, network_input, np.arange(len(source)), workers=workers, what="texts")
+    chosen = (np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out))
     if not chosen[0].size:
         raise UsageError("no text is left to train on", hint="lower --validation, or give more data")
     training, validation = (

@@ -26,21 +26,27 @@ class RunDir:
         begun with other settings.
         """
         run = cls(path)
-        file = run.path / "recipe.json"
-        if not file.exists():
-            if run.path.exists() and any(run.path.iterdir()):
-                raise UsageError(f"{path} is not empty and not a run", hint="choose another --out")
+        if run.check_free(resume=resume):
             run._write("recipe.json", recipe)
             return run
-        if not resume:
-            raise UsageError(
-                f"a run already stands at {path}", hint="add --resume to go on with it, or choose another --out"
-            )
         standing = run.recipe()
         # the cache may have grown meanwhile: what was learned from is compared by its parts
         if fields := [field for field in differences(standing, recipe) if field[0] != "digest"]:
             raise IdentityError(f"{path} was begun with other settings:", fields=fields, hint="choose another --out")
         return run
+
+    def check_free(self, *, resume: bool) -> bool:
+        """Whether there is no run here yet. Raises UsageError if there is one that is not to be resumed, or something
+        else."""
+        if not (self.path / "recipe.json").exists():
+            begun = {"recipe.json.partial"}  # by a run that was killed in its first moment
+            if self.path.exists() and any(path.name not in begun for path in self.path.iterdir()):
+                raise UsageError(f"{self.path} is not empty and not a run", hint="choose another --out")
+            return True
+        if not resume:
+            hint = "add --resume to go on with it, or choose another --out"
+            raise UsageError(f"a run already stands at {self.path}", hint=hint)
+        return False
 
     @classmethod
     def named(cls, parent: Path, name: str, *, resume: bool) -> Path:

@@ -26,22 +26,26 @@ def labelled_rows(keys: Sequence[str], labels: np.ndarray, count: int | None) ->
         return has_label
     if not 1 <= count <= np.count_nonzero(has_label):
         raise UsageError(f"cannot choose {count} labels: {np.count_nonzero(has_label)} usable rows have one")
-    return _lowest(keys, has_label, count)
+    return _first(keys, has_label, count, preferred=has_label)
 
 
-def first_rows(keys: Sequence[str], usable: np.ndarray, count: int | None) -> np.ndarray:
-    """bool (rows,): of the usable rows, bool (rows,), the `count` that `labelled_rows` would choose first (all for
-    None). Raises UsageError if there are fewer."""
+def first_rows(keys: Sequence[str], usable: np.ndarray, count: int | None, *, labelled: np.ndarray) -> np.ndarray:
+    """bool (rows,): `count` of the usable rows (all for None), those with labels that may be seen first, then those
+    whose keys hash lowest. `usable` and `labelled` are bool (rows,).
+
+    A larger count includes the smaller one's rows. Raises UsageError if there are fewer rows than that.
+    """
     if count is None:
         return usable
     if not 1 <= count <= np.count_nonzero(usable):
         raise UsageError(f"cannot choose {count} samples: there are {np.count_nonzero(usable)} to train on")
-    return _lowest(keys, usable, count)
+    return _first(keys, usable, count, preferred=labelled)
 
 
-def _lowest(keys: Sequence[str], usable: np.ndarray, count: int) -> np.ndarray:
+def _first(keys: Sequence[str], usable: np.ndarray, count: int, *, preferred: np.ndarray) -> np.ndarray:
     rows = np.flatnonzero(usable)
-    order = np.argsort([hash_unit("labels", keys[int(row)]) for row in rows], kind="stable")
+    hashes = np.array([hash_unit("labels", keys[int(row)]) for row in rows])
+    order = np.lexsort((hashes, ~preferred[rows]))
     chosen = np.zeros(len(keys), bool)
     chosen[rows[order[:count]]] = True
     return chosen

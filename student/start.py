@@ -43,14 +43,14 @@ def start_tokenizer(place: str) -> str | None:
     """The text of the `tokenizer.json` that belongs to what is at a place; None where there is none. Raises UsageError
     for a tokenizer that cannot be read."""
     folder = Path(place)
-    if (folder / "tokenizer.json").is_file():
+    if folder.name == "tokenizer.json" or (folder / "tokenizer.json").is_file():
         return read_tokenizer(folder)
-    is_name = not folder.exists() and place.count("/") == 1 and not place.endswith(".safetensors")
+    is_name = not folder.exists() and place.count("/") <= 1 and not place.endswith(".safetensors")
     if not is_name and not (folder / "vocab.txt").is_file():
         return None
     try:
         with quiet():
-            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place)
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         text: str = tokenizer.backend_tokenizer.to_str()
         return text
     except Exception as error:  # as many classes as there are tokenizers
@@ -92,9 +92,11 @@ def _published(student: str | None) -> str:
 
 def _trained(folder: Path) -> tuple[Json, dict[str, Tensor]]:
     try:
-        facts = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+        facts: Json = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise TypeError("student.json is no JSON object")
         return facts, safetensors.torch.load_file(folder / "student.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptCacheError(f"{folder} does not hold a whole student: {error}") from error
 
 

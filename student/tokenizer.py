@@ -43,13 +43,14 @@ def train_tokenizer(texts: Iterable[str], *, size: int) -> str:
     pieces = [*_SPECIAL, *characters, *(f"{_INSIDE}{character}" for character in characters)]
     if size < len(pieces):
         message = f"a vocabulary of {size:,} does not hold the {len(pieces):,} tokens of single characters"
-        raise UsageError(message, hint=f"raise it above {len(pieces):,}")
+        raise UsageError(message, hint=f"it is at least {len(pieces):,}")
     trained = _empty()
     # pieces that are named beforehand have the same ids in every run, and ids decide between pairs that are as frequent
     trainer = WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
         special_tokens=pieces,
+        initial_alphabet=characters,  # else characters that are as rare as the last of them take turns
         limit_alphabet=len(characters),
         show_progress=False,
     )
@@ -72,7 +73,7 @@ def _words(texts: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for text in texts:
         found.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    return Counter(dict(sorted(found.items())))
+    return found
 
 
 def _characters(words: Counter[str]) -> list[str]:

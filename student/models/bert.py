@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -112,10 +113,7 @@ class BertBackbone(nn.Module):
             with quiet():
                 loaded: Any = BertModel.from_pretrained(source, **options)
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            raise UsageError(
-                f"cannot load a BERT from {source!r}: {error}",
-                hint="without a network, give a local transformers folder",
-            ) from error
+            raise UsageError(f"cannot load a BERT from {source!r}: {error}", hint=_remedy(source)) from error
         donor, report = loaded
         self._check_shape(donor.config, source)
         if report["missing_keys"]:
@@ -131,6 +129,13 @@ class BertBackbone(nn.Module):
                 f"the student {self.name} cannot start from {source!r}, which has {listed}",
                 hint="choose a student of its shape, and the tokenizer that belongs to it",
             )
+
+
+def _remedy(source: str) -> str:
+    """What to do about weights that cannot be loaded. Pickled ones never are: reading them can run code."""
+    if (Path(source) / "pytorch_model.bin").is_file():
+        return "its weights are pickled; let transformers save them once more, as model.safetensors"
+    return "without a network, give a local transformers folder with a model.safetensors"
 
 
 @contextlib.contextmanager

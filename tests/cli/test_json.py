@@ -41,6 +41,72 @@ def test_every_command_on_the_way_to_a_student(run, tmp_path):
     assert parsed(run("probe", "--cache", out, "--json"))["classes"] == 4
 
 
+def test_a_student_that_starts_pretrained(run, cache, tmp_path):
+    out, student = tmp_path / "pretrained", tmp_path / "run"
+    given = (
+        "--student",
+        "bert:1x16",
+        "--vocabulary",
+        "120",
+        "--max-length",
+        "12",
+        "--batch-size",
+        "16",
+        "--lr",
+        "0.01",
+    )
+    others = ("--weight-decay", "0.1", "--warmup", "0.5", "--validation", "0.2", "--seed", "3", "--amp", "bfloat16")
+    texts = (
+        "pretrain",
+        "--data",
+        "synthetic-text:80",
+        "--limit",
+        "64",
+        "--out",
+        out,
+        "--epochs",
+        "2",
+        "--json",
+        *SMALL,
+    )
+    made = parsed(run(*texts, *given, *others))
+    assert made["run"] == str(out) and made["vocabulary"] == 120 and sum(made["rows"].values()) == 64
+    recipe = json.loads((out / "recipe.json").read_text())
+    found = [recipe[name] for name in ("learning_rate", "weight_decay", "warmup", "validation", "seed", "precision")]
+    assert found == [0.01, 0.1, 0.5, 0.2, 3, "bfloat16"] and (recipe["batch_size"], recipe["max_length"]) == (16, 12)
+    assert run(*texts, *given, *others).code == 2  # it stands already
+    assert parsed(run(*texts, *given, *others, "--resume")) == made
+    options = ("--student", "bert:1x16", "--objective", "kl,ce", "--steps", "1", "--samples", "30", "--json", *SMALL)
+    learn = ("train-student", "--cache", cache, "--out", student, "--init-from", out, *options)
+    assert parsed(run(*learn))["rows"]["training"] == 30
+    own = (out / "tokenizer.json").read_text(encoding="utf-8")
+    assert (student / "student/tokenizer.json").read_text(encoding="utf-8") == own
+    assert parsed(run("evaluate", student, "--json", *SMALL))["rows"] == 16
+    learn = ("train-student", "--cache", cache, "--out", tmp_path / "other", "--tokenizer", out / "tokenizer.json")
+    assert parsed(run(*learn, *options))["steps"] == 1
+    assert (tmp_path / "other/student/tokenizer.json").read_text(encoding="utf-8") == own
+
+
+def test_a_teacher_of_few_labels(run, tmp_path):
+    given = (
+        "--mode",
+        "fr",
+        "--img-size",
+        "32",
+        "--epochs",
+        "1",
+        "--labels",
+        "12",
+        "--limit",
+        "20",
+        "--batch-size",
+        "4",
+    )
+    fit = ("fit-teacher", "--model", "timm:test_efficientnet", "--data", "synthetic:40", "--out", tmp_path / "teacher")
+    made = parsed(run(*fit, *given, "--json", *SMALL))
+    assert sum(made["rows"].values()) == 12
+
+
 def test_splits_may_be_listed_or_repeated(run, tmp_path):
     shared = ("extract", "--teacher", "random", "--data", "synthetic-text:8", "--json", *SMALL)
     for name, splits in {"a": ["--split", "train,test"], "b": ["--split", "test", "--split", "train"]}.items():

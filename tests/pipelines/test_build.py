@@ -154,6 +154,42 @@ def test_classes_that_do_not_correspond_are_refused(text_cache, objective, says)
     assert "--class-map" in caught.value.hint and "fc probe" in caught.value.hint
 
 
+def test_samples_are_nested_and_those_with_labels_first(text_cache):
+    _, run = built(text_cache, **FAST, objective="kl,ce", labels=40)
+    whole, validation = set(run.training.rows), run.validation.rows
+    labelled = {row for row, label in zip(run.training.rows, run.training.labels, strict=True) if label != NO_LABEL}
+    smaller = set()
+    for count in (20, len(labelled), 70, len(whole)):
+        _, run = built(text_cache, **FAST, objective="kl,ce", labels=40, samples=count)
+        found = set(run.training.rows)
+        assert len(run.training) == len(found) == count and smaller <= found <= whole
+        assert found <= labelled if count <= len(labelled) else labelled <= found
+        assert (run.validation.rows == validation).all()  # what judges stays as it was
+        smaller = found
+    with pytest.raises(UsageError, match=f"cannot choose 161 samples: there are {len(whole)} to train on"):
+        built(text_cache, **FAST, objective="kl,ce", samples=161)
+    _, run = built(text_cache, **FAST, objective="ce", labels=40, samples=20)
+    assert set(run.training.rows) < labelled and len(run.training) == 20
+
+
+def test_samples_without_a_label_come_last(text_cache, tmp_path):
+    source = open_data("synthetic-text:160")["train"]
+    lines = [{"id": sample.key, "text": sample.encoded.decode()} for sample in source.iter(0, 160)]
+    for line in lines[::4]:
+        line["label"] = "known"
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, run = built(text_cache, **FAST, data=(str(tmp_path / "texts.jsonl"),), samples=50)
+    held_out = validation_rows(source.keys, 0.1)
+    labelled = {source.keys[at] for at in range(0, 160, 4) if not held_out[at]}
+    assert labelled <= {source.keys[sample] for sample in run.training.samples} and len(run.training) == 50
+
+
+def test_what_came_later_is_kept_only_where_it_was_chosen():
+    assert not {"tokenizer", "samples"} & TrainRecipe().to_json().keys()
+    chosen = TrainRecipe(tokenizer="tokenizer.json", samples=3).to_json()
+    assert (chosen["tokenizer"], chosen["samples"]) == ("tokenizer.json", 3)
+
+
 def test_where_labels_are_all_that_teaches_only_labelled_rows_do(text_cache):
     rows, run = built(text_cache, **FAST, objective="ce", labels=20)
     assert len(run.training) + len(run.validation) == 20
@@ -187,6 +223,7 @@ def test_the_seed_decides_the_first_weights(text_cache):
         ({"steps": 0}, "at least 1 step"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"labels": 0}, "--labels is 0"),
+        ({"samples": 0}, "--samples is 0"),
         ({"img_size": 0}, "--img-size is 0"),
         ({"max_length": 1}, "--max-length is 1"),
         ({"seed": -1}, "--seed is -1"),

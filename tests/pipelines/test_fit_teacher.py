@@ -1,5 +1,6 @@
 """Task teachers: they learn, and the folder they leave is one that timm, transformers and `--teacher` read."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.build import open_rows
 from pipelines.classifiers import TimmClassifier
 from pipelines.events import Message
 from pipelines.recipe import TrainRecipe
+from student import trainer
 
 HERE = {"workers": 0, "device": "cpu"}
 
@@ -131,6 +133,37 @@ def test_the_folder_stands_whole_or_not_at_all(tmp_path, monkeypatch):
     finish(fit_teacher(out=tmp_path / "teacher", **given, **HERE))
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
     assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_no_other_labels_are_seen_than_so_many(tmp_path, monkeypatch):
+    seen, real = {}, trainer.train
+
+    def watched(network, objective, training, settings, *, validation):
+        for name, data in (("training", training), ("validation", validation)):
+            rows = [(data.source.keys[sample], label) for sample, label in zip(data.samples, data.labels, strict=True)]
+            seen[name] = dict(rows)
+        return real(network, objective, training, settings, validation=validation)
+
+    monkeypatch.setattr(trainer, "train", watched)
+    given = {"mode": "fr", "img_size": 32, "epochs": 1.0, "batch_size": 8, "labels": 20, "validation": 0.3}
+    result = finish(
+        fit_teacher(model="timm:test_efficientnet", data="synthetic:60", out=tmp_path / "a", **given, **HERE)
+    )
+    source = open_data("synthetic:60")["train"]
+    labels = dict(zip(source.keys, source.labels.tolist(), strict=True))
+    chosen = sorted(source.keys, key=lambda key: unit("labels", key))[:20]
+    held_out = {key: labels[key] for key in chosen if unit("validation", key) < 0.3}
+    assert 0 < len(held_out) < 20 and seen["validation"] == held_out
+    assert seen["training"] == {key: labels[key] for key in chosen if key not in held_out}
+    assert result["rows"] == {"training": 20 - len(held_out), "validation": len(held_out)}
+    assert result["steps"] == (20 - len(held_out)) // 8
+    given["labels"] = 61
+    with pytest.raises(UsageError, match="cannot choose 61 labels: 60 usable rows have one"):
+        finish(fit_teacher(model="timm:test_efficientnet", data="synthetic:60", out=tmp_path / "b", **given, **HERE))
+
+
+def unit(word, key):
+    return int.from_bytes(hashlib.sha256(f"{word}/{key}".encode()).digest()[:8], "little") / 2**64
 
 
 @pytest.fixture(scope="module")

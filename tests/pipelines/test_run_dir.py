@@ -47,6 +47,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_was_killed_in_its_first_moment_is_begun_again(tmp_path):
+    (tmp_path / "recipe.json.partial").write_text('{"student"')
+    assert RunDir.create(tmp_path, RECIPE, resume=True).recipe() == RECIPE
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_whether_a_place_is_free_is_known_without_a_recipe(tmp_path):
+    run = RunDir(tmp_path / "run")
+    assert run.check_free(resume=False) and run.check_free(resume=True) and not run.path.exists()
+    RunDir.create(run.path, RECIPE, resume=False)
+    assert not run.check_free(resume=True)
+    with pytest.raises(UsageError, match="a run already stands at"):
+        run.check_free(resume=False)
+
+
 def test_names_are_numbered(tmp_path):
     assert RunDir.named(tmp_path, "bert", resume=False) == tmp_path / "bert"
     assert RunDir.named(tmp_path, "bert", resume=True) == tmp_path / "bert"

@@ -7,7 +7,7 @@ import pytest
 
 from featurecache.errors import UsageError
 from featurecache.types import NO_LABEL
-from student.selection import label_map, labelled_rows, validation_rows
+from student.selection import first_rows, label_map, labelled_rows, validation_rows
 
 KEYS = [f"n{number:04d}/a picture {number}.jpg" for number in range(2000)]
 LABELS = np.where(np.arange(2000) % 3 == 0, NO_LABEL, np.arange(2000) % 7)
@@ -57,6 +57,33 @@ def test_all_labels_by_default_and_never_a_row_without_one():
 def test_more_labels_than_there_are_is_refused(count):
     with pytest.raises(UsageError, match=f"cannot choose {count} labels: 1333 usable rows have one"):
         labelled_rows(KEYS, LABELS, count)
+
+
+@pytest.mark.parametrize("count", [1, 40, 900, 1700])
+def test_samples_are_those_with_labels_that_may_be_seen_and_then_the_lowest_hashes(count):
+    usable, labelled = ~validation_rows(KEYS, 0.1), labelled_rows(KEYS, LABELS, 60)
+    order = sorted((not labelled[row], unit("labels", KEYS[row]), row) for row in range(2000) if usable[row])
+    found = first_rows(KEYS, usable, count, labelled=labelled)
+    assert np.flatnonzero(found).tolist() == sorted(row for *_, row in order[:count])
+
+
+def test_more_samples_include_the_fewer_in_any_order():
+    order = np.random.default_rng(1).permutation(len(KEYS))
+    usable, labelled = ~validation_rows(KEYS, 0.1), labelled_rows(KEYS, LABELS, 60)
+    few, many = (first_rows(KEYS, usable, count, labelled=labelled) for count in (50, 700))
+    assert few.sum() == 50 and many.sum() == 700 and (many | ~few).all()
+    assert (labelled | ~few).all() and (many | ~(labelled & usable)).all()
+    shuffled = first_rows([KEYS[at] for at in order], usable[order], 50, labelled=labelled[order])
+    assert (shuffled == few[order]).all()
+
+
+def test_more_samples_than_there_are_is_refused():
+    usable = np.arange(2000) < 7
+    assert first_rows(KEYS, usable, None, labelled=~usable) is usable
+    assert (first_rows(KEYS, usable, 7, labelled=~usable) == usable).all()
+    for count in (0, 8):
+        with pytest.raises(UsageError, match=f"cannot choose {count} samples: there are 7 to train on"):
+            first_rows(KEYS, usable, count, labelled=~usable)
 
 
 def test_the_choice_of_labels_tells_nothing_of_validation():
