@@ -5,11 +5,14 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+from featurecache.errors import UsageError
+
 __all__ = [
     "Advance",
     "Event",
     "Message",
     "Run",
+    "check_one_process",
     "default_device",
     "default_workers",
     "finish",
@@ -57,6 +60,13 @@ def finish(run: Run[Result]) -> Result:
 def is_first_process() -> bool:
     """Whether this is the process that prints, of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def check_one_process(what: str) -> None:
+    """Raises UsageError where torchrun has started several processes for what one of them does."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise UsageError(f"{what} takes one process, and torchrun started {world}", hint="start it without torchrun")
 
 
 def default_device() -> str:

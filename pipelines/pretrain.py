@@ -12,7 +12,7 @@ from featurecache.inputs import TextInput
 from featurecache.sources import Source, location, open_data
 from featurecache.sources.decode import decode
 from featurecache.types import NO_LABEL, Json
-from pipelines.events import Message, Run, default_device, default_workers
+from pipelines.events import Message, Run, check_one_process, default_device, default_workers
 from pipelines.metrics import follow
 from pipelines.readable import readable_rows
 from pipelines.run_dir import RunDir
@@ -105,6 +105,7 @@ def pretrain_student(
     data = recipe.pop("data")
     places = [data] if isinstance(data, str | Path) else data
     given = PretrainRecipe(data=tuple(map(str, places)), **recipe)
+    check_one_process("pre-training")
     check_trackers(track)
     source = open_data(list(given.data), splits=["train"], text_column=text_column, limit=limit)["train"]
     if source.modality != "text":

@@ -12,7 +12,7 @@ from typing import Any
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.sources import location, open_data
 from featurecache.types import Json
-from pipelines.events import Advance, Message, Run
+from pipelines.events import Advance, Message, Run, check_one_process
 from pipelines.recipes.page import write_page
 from pipelines.recipes.plan import Case, Stage, plan_cases
 from pipelines.recipes.recipe import Recipe, read_recipe
@@ -46,6 +46,7 @@ def run_recipe(
     OUT/results.html and OUT/student, and returns where they are, with the scores of every arm. With `dry_run` the
     stages are only listed. Raises UsageError, and IdentityError for an OUT that was begun with other settings or data.
     """
+    check_one_process("a recipe")
     given = read_recipe(recipe, scale=scale, changes=changes, varied=varied)
     places = [data] if isinstance(data, str) else list(data)
     source = open_data(places, splits=["train"], limit=given.sections["run"].get("limit") or None)["train"]

@@ -247,6 +247,11 @@ class TestCarriedOut:
         done = carried_out(whole[0], "run.seeds=0,1,2", arms="PD", dry_run=True)["stages"]
         assert all(state.startswith("done") for state in done.values())
 
+    def test_several_processes_are_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UsageError, match="a recipe takes one process, and torchrun started 2"):
+            carried_out(tmp_path / "out")
+
     def test_a_folder_of_something_else_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("mine")
         with pytest.raises(UsageError, match="is not empty and has no recipe"):
