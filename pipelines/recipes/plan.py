@@ -156,12 +156,18 @@ def _chain(arm: str, seed: int, sections: Sections, common: Json, *, tokenizer: 
 
 
 def _updates(sections: Sections, arm: str) -> dict[str, int]:
-    """Steps of each stage, which add up to run.updates; none for a stage that takes a model that is trained already."""
+    """Steps of each stage. They add up to run.updates, but for stages that have updates of their own; one that takes a
+    model that is trained already makes none."""
     shares: Json = sections["arms"][arm]
-    costs = {name: 0.0 if sections[name].get("init_from") else share for name, share in shares.items()}
-    found, reached, so_far = {}, 0, 0.0
-    for name, share in costs.items():
-        so_far += share / sum(costs.values())
+    apart = {
+        name: 0 if sections[name].get("init_from") else sections[name]["updates"]
+        for name in shares
+        if sections[name].get("init_from") or sections[name].get("updates")
+    }
+    counted = {name: share for name, share in shares.items() if name not in apart}
+    found, reached, so_far = dict.fromkeys(shares, 0) | apart, 0, 0.0
+    for name, share in counted.items():
+        so_far += share / sum(counted.values())
         found[name] = round(so_far * sections["run"]["updates"]) - reached
         reached += found[name]
     return found

@@ -161,6 +161,8 @@ def _check_case(sections: Sections) -> None:
             if stage not in stages:
                 near = difflib.get_close_matches(stage, stages, n=1) or stages
                 raise UnknownNameError(f"stage of the arm {arm}", stage, near)
+        if sections[list(shares)[-1]].get("does") != "train-student":
+            raise UsageError(f"the arm {arm} does not end with a student of this task", hint="add distil or finetune")
         numbers = list(shares.values())
         if not all(isinstance(share, int | float) and share > 0 for share in numbers) or abs(sum(numbers) - 1) > 1e-6:
             raise UsageError(f"the shares of the arm {arm} are {numbers}", hint="each is above 0, and their sum is 1")

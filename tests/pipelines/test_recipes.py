@@ -103,6 +103,7 @@ class TestReading:
             ("arms.PD={pretrain=0.5, distil=0.4}", "the shares of the arm PD are"),
             ("arms.PD={pretrian=1.0}", "no stage of the arm PD is called 'pretrian'"),
             ("arms.PD=1", "the arm PD has no stages"),
+            ("arms.PD={pretrain=1.0}", "the arm PD does not end with a student"),
         ],
     )
     def test_what_cannot_be_set_is_refused(self, change, message):
@@ -132,7 +133,7 @@ class TestReading:
 
 class TestPlan:
     def test_every_arm_has_the_same_updates(self):
-        for updates in (7, 60, 1001):
+        for updates in (20, 61, 1001):
             (case,) = plan_cases(settings(f"run.updates={updates}"), "0")
             assert {sum(stage.updates for stage in chain.stages) for chain in case.chains} == {updates}
 
@@ -169,6 +170,12 @@ class TestPlan:
         (case,) = plan_cases(settings("pretrain.init_from=published", "run.arms=PD,PD-F"), "0")
         updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
         assert updates == [[0, 60], [0, 48, 12]]
+
+
+    def test_pretraining_may_have_updates_of_its_own(self):
+        (case,) = plan_cases(settings("pretrain.updates=500", "run.arms=distillation,PD,PD-F"), "0")
+        updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
+        assert updates == [[60], [500, 60], [500, 48, 12]]
 
 
 @pytest.fixture(scope="module")
