@@ -81,7 +81,8 @@ def _begin(given: Recipe, work: Work, fingerprint: str) -> None:
     asked = {"recipe": given.name, "scale": given.scale, "fingerprint": fingerprint, "sections": sections}
     file = work.out / _RECIPE
     if not file.exists():
-        if work.out.exists() and any(work.out.iterdir()):
+        begun = {f"{_RECIPE}.partial"}  # by a run that was killed in its first moment
+        if work.out.exists() and any(path.name not in begun for path in work.out.iterdir()):
             raise UsageError(f"{work.out} is not empty and has no recipe", hint="choose another --out")
         _write(file, asked)
         return

@@ -264,6 +264,10 @@ class TestCarriedOut:
         with pytest.raises(UsageError, match="is not empty and has no recipe"):
             carried_out(tmp_path)
 
+    def test_a_run_that_was_killed_in_its_first_moment_can_be_begun(self, tmp_path):
+        (tmp_path / "recipe.json.partial").write_text("{")
+        assert carried_out(tmp_path, arms="distillation")["cases"]
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
