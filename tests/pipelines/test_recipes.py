@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -13,12 +14,14 @@ from featurecache.errors import IdentityError, UnknownNameError, UsageError
 from featurecache.sources import open_data
 from featurecache.store.reader import open_cache
 from pipelines import extract_cache, finish, run_recipe
+from pipelines.recipes import recipe as recipe_module
 from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
 
 NAME = "pretrained-distillation"
 DATA = "synthetic-text:80"
+SHIPPED = (Path(recipe_module.__file__).parent / f"{NAME}.toml").read_text()
 SMALL = [
     "run.student=bert:1x16",
     "run.labels=40",
@@ -104,6 +107,14 @@ class TestReading:
             ("arms.PD={pretrian=1.0}", "no stage of the arm PD is called 'pretrian'"),
             ("arms.PD=1", "the arm PD has no stages"),
             ("arms.PD={pretrain=1.0}", "the arm PD does not end with a student"),
+            ("arms.PD={distil=0.5, pretrain=0.3, finetune=0.2}", "the arm PD cannot have the stages distil, pretrain"),
+            ("arms.PD={teacher=0.5, distil=0.5}", "the arm PD cannot have the stages teacher, distil"),
+            ("run.arms=[1]", "no arm of this recipe is called '1'"),
+            ("run.seeds=a,b", r"run.seeds are \['a', 'b'\]"),
+            ("run.seeds=[{a=1}]", "run.seeds are"),
+            ("run.seeds=-1", "run.seeds are"),
+            ("run.labels=-1", "run.labels is -1"),
+            ("distil.learning_rate=nan", "distil.learning_rate is nan"),
         ],
     )
     def test_what_cannot_be_set_is_refused(self, change, message):
@@ -114,6 +125,38 @@ class TestReading:
     def test_what_does_not_vary_is_refused(self, varied):
         with pytest.raises(UsageError, match="--vary"):
             settings(varied=[varied])
+
+    def test_what_is_varied_twice_is_refused(self):
+        with pytest.raises(UsageError, match="--vary run.labels is given twice"):
+            settings(varied=["run.labels=3,4", "run.labels=5,6"])
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("distil", "'../../elsewhere'", r"has a section '../../elsewhere'"),
+            ("teacher", "techer", "is no recipe"),
+            ("scales.small.run", "scales", "is no recipe"),
+        ],
+    )
+    def test_a_file_from_anybody_names_no_folder_and_lacks_no_section(self, tmp_path, old, new, message):
+        file = tmp_path / "mine.toml"
+        file.write_text(SHIPPED.replace(f"[{old}]", f"[{new}]"))
+        with pytest.raises(UsageError, match=message):
+            read_recipe(str(file))
+
+    def test_a_file_that_lacks_a_setting_is_refused(self, tmp_path):
+        file = tmp_path / "mine.toml"
+        file.write_text(SHIPPED.replace('adapt = "probe"', 'adopt = "probe"'))
+        with pytest.raises(UsageError, match=r"the recipe has no teacher\.adapt"):
+            read_recipe(str(file))
+
+    def test_code_as_a_teacher_is_named_by_the_user_alone(self, tmp_path):
+        file = tmp_path / "mine.toml"
+        file.write_text(SHIPPED.replace('model = "minilm"', 'model = "torch:os:getcwd"'))
+        with pytest.raises(UsageError, match="names Python code as its teacher, 'torch:os:getcwd'"):
+            read_recipe(str(file))
+        mine = read_recipe(str(file), changes=["teacher.model=torch:mine:teacher"])
+        assert mine.sections["teacher"]["model"] == "torch:mine:teacher"
 
     def test_a_file_of_ones_own_is_read_and_a_wrong_one_refused(self, tmp_path):
         file = tmp_path / "mine.toml"
@@ -170,7 +213,6 @@ class TestPlan:
         (case,) = plan_cases(settings("pretrain.init_from=published", "run.arms=PD,PD-F"), "0")
         updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
         assert updates == [[0, 60], [0, 48, 12]]
-
 
     def test_pretraining_may_have_updates_of_its_own(self):
         (case,) = plan_cases(settings("pretrain.updates=500", "run.arms=distillation,PD,PD-F"), "0")
