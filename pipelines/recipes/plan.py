@@ -95,6 +95,8 @@ def _tokenizer(sections: Sections, common: Json) -> Stage | None:
     if "tokenizer" not in sections:
         return None
     settings = {**common, **sections["tokenizer"], "texts": sections.get("pretrain", {}).get("data", "")}
+    if settings["of"] == "published":
+        settings["student"] = sections["run"]["student"]
     return _stage("tokenizer", settings, {})
 
 

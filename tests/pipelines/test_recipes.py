@@ -375,6 +375,10 @@ class TestTeachers:
         kept = (tmp_path / "out/student/tokenizer.json").read_text()
         assert json.loads(kept)["model"] == json.loads((encoder / "tokenizer.json").read_text())["model"]
 
+    def test_the_published_tokenizer_is_that_of_the_students_size(self, tmp_path):
+        with pytest.raises(UsageError, match="bert:1x16 is none of the 24 sizes that were published"):
+            carried_out(tmp_path / "out", "pretrain.init_from=published", "tokenizer.of=published")
+
     def test_what_is_no_teacher_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match=r"teacher.adapt is 'prob'"):
             carried_out(tmp_path / "out", "teacher.adapt=prob")
