@@ -107,6 +107,11 @@ def _cache(sections: Sections, common: Json, tokenizer: Stage | None) -> Stage:
     if adapt not in _ADAPTED:
         raise UsageError(f"teacher.adapt is {adapt!r}", hint=f"write {', '.join(_ADAPTED)}")
     own = {key: section[key] for key in ("model", "max_length", "batch_size")}
+    if section["cache"] and (section["probabilities"] or adapt == "fit"):
+        other = "teacher.probabilities" if section["probabilities"] else "teacher.adapt=fit"
+        raise UsageError(f"teacher.cache cannot be used with {other}", hint="leave one of them out")
+    if section["cache"] and run.get("limit"):
+        raise UsageError("teacher.cache cannot be used with run.limit", hint="--set run.limit=0 uses all of its rows")
     if section["probabilities"]:
         file = section["probabilities"]
         settings = {**common, "file": file, "sha256": _file_hash(file), "max_length": run["max_length"]}
