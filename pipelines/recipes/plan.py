@@ -1,6 +1,5 @@
 """What a recipe comes to: stages, each with all that decides what comes out of it; equal ones are run once."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from featurecache.errors import UsageError
 from featurecache.fingerprint import hash_json
 from featurecache.types import Json
+from pipelines.recipes.contents import file_hash
 from pipelines.recipes.recipe import Recipe, Sections
 
 __all__ = ["Case", "Chain", "Stage", "plan_cases"]
@@ -131,8 +131,7 @@ def _cache(sections: Sections, common: Json, tokenizer: Stage | None) -> Stage:
 
 def _file_hash(file: str) -> str:
     try:
-        with Path(file).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(Path(file))
     except OSError as error:
         raise UsageError(f"cannot read teacher.probabilities {file}: {error.strerror or error}") from None
 

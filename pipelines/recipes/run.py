@@ -13,6 +13,7 @@ from featurecache.errors import CorruptCacheError, IdentityError, UsageError, di
 from featurecache.sources import location, open_data
 from featurecache.types import Json
 from pipelines.events import Advance, Message, Run, check_one_process
+from pipelines.recipes.contents import contents
 from pipelines.recipes.page import write_page
 from pipelines.recipes.plan import Case, Stage, plan_cases
 from pipelines.recipes.recipe import Recipe, read_recipe
@@ -49,13 +50,15 @@ def run_recipe(
     check_one_process("a recipe")
     given = read_recipe(recipe, scale=scale, changes=changes, varied=varied)
     places = [data] if isinstance(data, str) else list(data)
-    source = open_data(places, splits=["train"], limit=given.sections["run"].get("limit") or None)["train"]
+    limit = given.sections["run"].get("limit") or None
+    source = open_data(places, splits=["train"], limit=limit)["train"]
     cases = plan_cases(given, source.fingerprint())
     work = Work(out=Path(out), data=tuple(location(places)), device=device, workers=workers)
     stages = list({stage.folder: stage for case in cases for stage in case.in_order()}.values())
     if dry_run:
         return {"stages": {stage.folder: _standing(stage, work) for stage in stages}}
-    _begin(given, work, source.fingerprint())
+    read = contents(work.data, [case.sections for case in cases], limit=limit)
+    _begin(given, work, source.fingerprint(), read)
     for number, stage in enumerate(stages, 1):
         if _record(stage, work).get("result") is None:
             yield Message(f"stage {number} of {len(stages)}: {_told(stage)}")
@@ -73,8 +76,8 @@ def run_recipe(
     }
 
 
-def _begin(given: Recipe, work: Work, fingerprint: str) -> None:
-    """Note what was asked for. Raises IdentityError if other things were before."""
+def _begin(given: Recipe, work: Work, fingerprint: str, read: Json) -> None:
+    """Note what was asked for, and what is read. Raises IdentityError if other things were before."""
     sections = {name: dict(keys) for name, keys in given.sections.items()}
     for key in _MAY_GROW:
         sections["run"].pop(key, None)
@@ -84,10 +87,16 @@ def _begin(given: Recipe, work: Work, fingerprint: str) -> None:
         begun = {f"{_RECIPE}.partial"}  # by a run that was killed in its first moment
         if work.out.exists() and any(path.name not in begun for path in work.out.iterdir()):
             raise UsageError(f"{work.out} is not empty and has no recipe", hint="choose another --out")
-        _write(file, asked)
+        _write(file, {**asked, "read": read})
         return
-    if fields := differences(_read(file), json.loads(json.dumps(asked))):
+    standing = _read(file)
+    known = standing.pop("read", {})
+    fields = differences(standing, json.loads(json.dumps(asked)))
+    fields += differences(known, {place: read.get(place, what) for place, what in known.items()}, "content of ")
+    if fields:
         raise IdentityError(f"{work.out} was begun otherwise:", fields=fields, hint="choose another --out")
+    if read.keys() - known:  # more cases read more
+        _write(file, {**standing, "read": {**known, **read}})
 
 
 def _carried_out(stage: Stage, work: Work) -> Run[None]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from featurecache.sources import open_data
 from featurecache.store.reader import open_cache
 from pipelines import extract_cache, finish, run_recipe
 from pipelines.recipes import recipe as recipe_module
+from pipelines.recipes import run as running
 from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
+from student.tokenizer import train_tokenizer
 
 NAME = "pretrained-distillation"
 DATA = "synthetic-text:80"
@@ -57,6 +60,10 @@ def carried_out(out, *changes, varied=(), data=DATA, arms="PD,distillation", **o
 
 def results(out):
     return json.loads((out / "results.json").read_text())
+
+
+def stopped(stage, work):
+    raise KeyboardInterrupt
 
 
 class TestReading:
@@ -306,6 +313,40 @@ class TestCarriedOut:
         with pytest.raises(UsageError, match="is not empty and has no recipe"):
             carried_out(tmp_path)
 
+    def test_other_content_under_the_same_names_is_refused(self, tmp_path, monkeypatch):
+        data, file, out = tmp_path / "data", tmp_path / "tokenizer.json", tmp_path / "out"
+        data.mkdir()
+        for split in ("train", "test"):
+            (data / f"{split}.csv").write_text(
+                "id,text,label\n" + "".join(f"{n},a{n},{'xy'[n % 2]}\n" for n in range(60))
+            )
+        file.write_text(train_tokenizer(["a b c"], size=20))
+        begun = partial(carried_out, out, f"tokenizer.of={file}", data=str(data))
+        monkeypatch.setattr(running, "_carried_out", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            begun()
+        with pytest.raises(KeyboardInterrupt):
+            begun()
+        for place, content, name in [
+            (data / "test.csv", (data / "test.csv").read_text().replace("59,a59,y", "59,a59,x"), "--data"),
+            (file, train_tokenizer(["a b d"], size=20), str(file)),
+        ]:
+            before = place.read_text()
+            place.write_text(content)
+            with pytest.raises(IdentityError, match="was begun otherwise") as caught:
+                begun()
+            assert [field[0] for field in caught.value.fields] == [f"content of {name}"]
+            place.write_text(before)
+
+    def test_a_run_from_before_content_was_noted_goes_on(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(running, "_carried_out", stopped)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                carried_out(tmp_path)
+            record = json.loads((tmp_path / "recipe.json").read_text())
+            assert record.pop("read").keys() == {"--data"}
+            (tmp_path / "recipe.json").write_text(json.dumps(record))
+
     def test_a_run_that_was_killed_in_its_first_moment_can_be_begun(self, tmp_path):
         (tmp_path / "recipe.json.partial").write_text("{")
         assert carried_out(tmp_path, arms="distillation")["cases"]
@@ -378,6 +419,15 @@ class TestTeachers:
     def test_the_published_tokenizer_is_that_of_the_students_size(self, tmp_path):
         with pytest.raises(UsageError, match="bert:1x16 is none of the 24 sizes that were published"):
             carried_out(tmp_path / "out", "pretrain.init_from=published", "tokenizer.of=published")
+
+    def test_a_cache_that_stands_is_not_cut_and_has_no_teacher_beside_it(self):
+        for change, message in [
+            ("run.limit=100", "teacher.cache cannot be used with run.limit"),
+            ("teacher.adapt=fit", r"teacher.cache cannot be used with teacher\.adapt=fit"),
+            ("teacher.probabilities=file.csv", r"teacher.cache cannot be used with teacher\.probabilities"),
+        ]:
+            with pytest.raises(UsageError, match=message):
+                plan_cases(settings("run.limit=0", "teacher.cache=cache", change), "0")
 
     def test_what_is_no_teacher_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match=r"teacher.adapt is 'prob'"):
