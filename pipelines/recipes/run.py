@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
-from featurecache.sources import location, open_data
-from featurecache.types import Json
+from featurecache.sources import Source, location, open_data
+from featurecache.types import NO_LABEL, Json
 from pipelines.events import Advance, Message, Run, check_one_process
 from pipelines.recipes.contents import contents
 from pipelines.recipes.page import write_page
@@ -53,7 +55,9 @@ def run_recipe(
     limit = given.sections["run"].get("limit") or None
     source = open_data(places, splits=["train"], limit=limit)["train"]
     cases = plan_cases(given, source.fingerprint())
-    work = Work(out=Path(out), data=tuple(location(places)), device=device, workers=workers)
+    _check_data(source, cases)
+    # absolute, since the runs of students record where they start from
+    work = Work(out=Path(out).absolute(), data=tuple(location(places)), device=device, workers=workers)
     stages = list({stage.folder: stage for case in cases for stage in case.in_order()}.values())
     if dry_run:
         return {"stages": {stage.folder: _standing(stage, work) for stage in stages}}
@@ -69,11 +73,26 @@ def run_recipe(
     _write(work.out / "results.json", results)
     page = write_page(work.out)
     return {
-        "results": str(work.out / "results.json"),
-        "page": str(page),
-        "student": str(work.out / "student"),
+        "results": str(Path(out, "results.json")),
+        "page": str(Path(out, page.name)),
+        "student": str(Path(out, "student")),
         "cases": results["cases"],
     }
+
+
+def _check_data(source: Source, cases: Sequence[Case]) -> None:
+    """Raises UsageError for what would else be found out when the teacher has been paid for."""
+    labels = int(np.count_nonzero(source.labels != NO_LABEL))
+    for case in cases:
+        run, teacher = case.sections["run"], case.sections["teacher"]
+        if "tokenizer" in case.sections and source.modality != "text":
+            raise UsageError("this recipe is for texts, and these data are images")
+        if run.get("labels", 0) > labels:
+            hint = "set run.labels to as many at most, or to 0 for all"
+            raise UsageError(f"run.labels is {run['labels']:,}, and {labels:,} samples to train on have one", hint=hint)
+        if not labels and teacher["adapt"] != "none" and not (teacher["cache"] or teacher["probabilities"]):
+            hint = "give teacher.adapt=none with a teacher of these classes, or teacher.probabilities"
+            raise UsageError(f"teacher.adapt={teacher['adapt']} needs labels, and the data have none", hint=hint)
 
 
 def _begin(given: Recipe, work: Work, fingerprint: str, read: Json) -> None:

@@ -313,6 +313,24 @@ class TestCarriedOut:
         with pytest.raises(UsageError, match="is not empty and has no recipe"):
             carried_out(tmp_path)
 
+    def test_data_that_cannot_do_are_refused_before_anything_is_computed(self, tmp_path):
+        with pytest.raises(UsageError, match="this recipe is for texts"):
+            carried_out(tmp_path / "out", data="synthetic:80")
+        with pytest.raises(UsageError, match="run.labels is 90, and 80 samples to train on have one"):
+            carried_out(tmp_path / "out", "run.labels=90")
+        (tmp_path / "texts.txt").write_text("".join(f"text {number}\n" for number in range(60)))
+        with pytest.raises(UsageError, match="teacher.adapt=probe needs labels"):
+            carried_out(tmp_path / "out", "run.labels=0", data=f"train={tmp_path}/texts.txt")
+        assert not (tmp_path / "out").exists()
+
+    def test_out_may_be_spelled_otherwise_when_it_goes_on(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        first = carried_out(Path("out"), arms="PD")
+        assert first["student"] == "out/student"
+        for record in Path("out/stages").glob("distil-*.json"):
+            record.unlink()
+        assert carried_out(tmp_path / "out", arms="PD")["cases"] == first["cases"]
+
     def test_other_content_under_the_same_names_is_refused(self, tmp_path, monkeypatch):
         data, file, out = tmp_path / "data", tmp_path / "tokenizer.json", tmp_path / "out"
         data.mkdir()
