@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from featurecache.errors import UsageError
+from featurecache.sources import is_remote
 from featurecache.types import Json
 from pipelines.events import Message, Run
 from pipelines.recipes.plan import Stage
@@ -164,10 +165,12 @@ def _train(stage: Stage, work: Work) -> Run[Json]:
     start = stage.before.get("start")
     place = None if start is None else start.settings.get("init_from") or str(work.folder(start))
     cache = stage.before["cache"]
+    told = _told_data(cache, work)
     return (
         yield from train_student(
             cache=str(work.cache(cache)),
-            data=work.data if _root(cache).does == "cache" else None,  # else the cache knows where its data are
+            data=told,
+            missing="skip" if told and settings["limit"] else "refuse",  # the cache has the first of them
             out=out,
             resume=out.exists(),
             steps=stage.updates,
@@ -192,6 +195,16 @@ def _evaluate(stage: Stage, work: Work) -> Run[Json]:
 def _texts(given: str, stage: Stage, work: Work) -> tuple[list[str], int | None]:
     """Where texts are, and how many of them may be used."""
     return [given] if given else list(work.data), stage.settings["limit"] or None
+
+
+def _told_data(cache: Stage, work: Work) -> tuple[str, ...] | None:
+    """What a student is told of where its samples are; None where its cache says the same, and may say it."""
+    from pipelines.load import open_sealed
+
+    if _root(cache).does == "cache" or any(map(is_remote, work.data)):
+        return work.data
+    says = open_sealed(str(work.cache(cache)))[0].origin("train").get("data")
+    return None if says == list(work.data) else work.data
 
 
 def _root(stage: Stage) -> Stage:

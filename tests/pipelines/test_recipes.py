@@ -17,6 +17,7 @@ from featurecache.store.reader import open_cache
 from pipelines import extract_cache, finish, run_recipe
 from pipelines.recipes import recipe as recipe_module
 from pipelines.recipes import run as running
+from pipelines.recipes import stages
 from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
@@ -60,6 +61,14 @@ def carried_out(out, *changes, varied=(), data=DATA, arms="PD,distillation", **o
 
 def results(out):
     return json.loads((out / "results.json").read_text())
+
+
+def write_texts(folder):
+    """60 texts of two classes to train on, and to test."""
+    folder.mkdir()
+    rows = "".join(f"{number},a{number},{'xy'[number % 2]}\n" for number in range(60))
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text(f"id,text,label\n{rows}")
 
 
 def stopped(stage, work):
@@ -331,13 +340,25 @@ class TestCarriedOut:
             record.unlink()
         assert carried_out(tmp_path / "out", arms="PD")["cases"] == first["cases"]
 
+    def test_data_may_be_elsewhere_when_it_goes_on(self, tmp_path):
+        write_texts(tmp_path / "data")
+        first = carried_out(tmp_path / "out", arms="PD", data=str(tmp_path / "data"))
+        (tmp_path / "data").rename(tmp_path / "moved")
+        more = carried_out(tmp_path / "out", "run.seeds=0,1", arms="PD", data=str(tmp_path / "moved"))
+        assert more["cases"][0]["arms"][0]["accuracy"][0] == first["cases"][0]["arms"][0]["accuracy"][0]
+
+    def test_data_over_a_network_are_those_that_were_named(self, tmp_path, monkeypatch):
+        """A cache does not say where these are to be opened, not even one that was just made."""
+        local = carried_out(tmp_path / "local", "run.limit=60", arms="PD")
+        monkeypatch.setattr(stages, "is_remote", lambda place: True)
+        remote = carried_out(tmp_path / "remote", "run.limit=60", arms="PD")
+        assert remote["cases"] == local["cases"]
+        (run,) = (tmp_path / "remote/stages").glob("distil-*/recipe.json")
+        assert json.loads(run.read_text())["data"] == [DATA]
+
     def test_other_content_under_the_same_names_is_refused(self, tmp_path, monkeypatch):
         data, file, out = tmp_path / "data", tmp_path / "tokenizer.json", tmp_path / "out"
-        data.mkdir()
-        for split in ("train", "test"):
-            (data / f"{split}.csv").write_text(
-                "id,text,label\n" + "".join(f"{n},a{n},{'xy'[n % 2]}\n" for n in range(60))
-            )
+        write_texts(data)
         file.write_text(train_tokenizer(["a b c"], size=20))
         begun = partial(carried_out, out, f"tokenizer.of={file}", data=str(data))
         monkeypatch.setattr(running, "_carried_out", stopped)
