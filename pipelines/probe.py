@@ -90,7 +90,11 @@ def _add_part(
         "weights_sha256": hash_tensors(tensors),
     }
     probes = [part for part in cache.all_parts() if part.kind == "probe"]
-    standing = next((part for part in probes if part.split == reader.split and part.identity == identity), None)
+    rivals = [part for part in probes if part.facts["teacher_id"] == teacher.facts["teacher_id"]]
+    newest = max(rivals, key=lambda part: int(part.facts.get("order", 0)), default=None)
+    # an older one that is the same would leave the logits to the newest, which may have seen more labels
+    is_same = newest is not None and newest.split == reader.split and newest.identity == identity
+    standing = newest if is_same else None
     taken = cache.objects.list(reader.split)
     free = next(name for name in ["probe", *(f"probe-{n}" for n in range(2, 10_000))] if name not in taken)
     part = standing or PartSpec(

@@ -102,6 +102,13 @@ def test_the_same_probe_again_adds_nothing(cache):
     assert finish(fit_probe(cache=cache, labels=30, seed=5)) == first
 
 
+def test_an_older_probe_that_is_asked_for_again_is_the_one_that_is_read(cache):
+    for labels, seen in [(20, 20), (None, 160), (20, 20), (20, 20)]:
+        finish(fit_probe(cache=cache, labels=labels))
+        assert open_cache(cache).split("train").labelled("logits").sum() == seen
+    assert len([part for part in open_cache(cache).parts("train") if part.kind == "probe"]) == 3
+
+
 def test_what_a_probe_cannot_be_fitted_on_is_refused(cache, tmp_path):
     with pytest.raises(UsageError, match="cannot choose 161 labels"):
         finish(fit_probe(cache=cache, labels=161))
