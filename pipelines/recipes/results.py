@@ -17,6 +17,7 @@ def results_of(recipe: Recipe, cases: Sequence[Case], records: Mapping[str, Json
     """`records` has {"seconds", "result"} by the folders of stages. Accuracies and agreements are parts of 1, KL is in
     nats; a difference is an arm's accuracy less that of an arm before it, with the same seed."""
     kept = _kept(recipe, cases[0], records)
+    split = _scores(cases[0].chains[0], records)["split"]
     return {
         "version": 1,
         "featurecache": __version__,
@@ -26,7 +27,7 @@ def results_of(recipe: Recipe, cases: Sequence[Case], records: Mapping[str, Json
         "scale": recipe.scale,
         "command": command,
         "settings": {name: dict(keys) for name, keys in recipe.sections.items()},
-        "split": _scores(cases[0].chains[0], records)["split"],
+        "split": "train, its validation part" if split == "train" else split,  # where there is no test or val
         "cases": [_case(case, records) for case in cases],
         "cost": _cost(cases, records),
         "student": "student",

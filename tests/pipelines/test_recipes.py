@@ -356,6 +356,13 @@ class TestCarriedOut:
         (run,) = (tmp_path / "remote/stages").glob("distil-*/recipe.json")
         assert json.loads(run.read_text())["data"] == [DATA]
 
+    def test_without_a_test_part_the_validation_part_is_measured_and_said_to_be(self, tmp_path):
+        write_texts(tmp_path / "data")
+        (tmp_path / "data/test.csv").unlink()
+        carried_out(tmp_path / "out", arms="distillation", data=str(tmp_path / "data"))
+        assert results(tmp_path / "out")["split"] == "train, its validation part"
+        assert "train, its validation part" in (tmp_path / "out/results.html").read_text()
+
     def test_other_content_under_the_same_names_is_refused(self, tmp_path, monkeypatch):
         data, file, out = tmp_path / "data", tmp_path / "tokenizer.json", tmp_path / "out"
         write_texts(data)
