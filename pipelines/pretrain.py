@@ -64,6 +64,8 @@ class PretrainRecipe:
             raise UsageError("--validation is a part of the texts, between 0 and 1")
         if not 0 < self.epochs < float("inf") or (self.steps is not None and self.steps < 1):
             raise UsageError("training needs more than 0 epochs, or at least 1 step")
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size is {self.batch_size}", hint="it is at least 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed}", hint="it is from 0 to below 2**63")
         if self.max_length < 3:

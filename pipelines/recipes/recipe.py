@@ -178,8 +178,9 @@ def _check_case(sections: Sections) -> None:
         if lacking := [key for key in needed if key not in keys]:
             raise UsageError(f"the recipe has no {name}.{lacking[0]}")
         for key, value in keys.items():
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
-                raise UsageError(f"{name}.{key} is {value}", hint="it is 0 or above, and finite")
+            least = 1 if key == "batch_size" else 0
+            if isinstance(value, int | float) and not least <= value < math.inf:
+                raise UsageError(f"{name}.{key} is {value}", hint=f"it is {least} or above, and finite")
     run, arms = sections["run"], sections[_OPEN]
     for key in ("updates", "seeds", "arms", "student"):
         if not run[key]:

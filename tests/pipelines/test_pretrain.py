@@ -148,6 +148,7 @@ def test_other_settings_or_texts_are_refused_by_field(pretrained, tmp_path, chan
         ({"steps": 0}, "at least 1 step"),
         ({"seed": -1}, "--seed is -1"),
         ({"max_length": 2}, "--max-length is 2"),
+        ({"batch_size": 0}, "--batch-size is 0"),
         ({"vocabulary": 20}, "a vocabulary of 20 does not hold"),
         ({"tokenizer": "missing.json"}, "cannot read the tokenizer missing.json"),
         ({"precision": "float8"}, "unknown precision 'float8'"),

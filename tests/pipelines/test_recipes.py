@@ -130,6 +130,7 @@ class TestReading:
             ("run.seeds=[{a=1}]", "run.seeds are"),
             ("run.seeds=-1", "run.seeds are"),
             ("run.labels=-1", "run.labels is -1"),
+            ("pretrain.batch_size=0", "pretrain.batch_size is 0"),
             ("distil.learning_rate=nan", "distil.learning_rate is nan"),
         ],
     )
