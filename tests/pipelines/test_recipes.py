@@ -5,7 +5,6 @@ import shutil
 import statistics
 
 import pytest
-import tokenizers
 import transformers
 from safetensors.torch import load_file
 
@@ -16,6 +15,7 @@ from pipelines import extract_cache, finish, run_recipe
 from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
+from tests.small_encoder import write_encoder
 
 NAME = "pretrained-distillation"
 DATA = "synthetic-text:80"
@@ -171,7 +171,6 @@ class TestPlan:
         updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
         assert updates == [[0, 60], [0, 48, 12]]
 
-
     def test_pretraining_may_have_updates_of_its_own(self):
         (case,) = plan_cases(settings("pretrain.updates=500", "run.arms=distillation,PD,PD-F"), "0")
         updates = [[stage.updates for stage in chain.stages] for chain in case.chains]
@@ -267,21 +266,7 @@ class TestCarriedOut:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A transformers folder with random weights and a tokenizer of words."""
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[MASK]": 2}
-    source = open_data([DATA], splits=["train"])["train"]
-    for index in range(len(source)):
-        for word in source[index].encoded.decode().lower().split():
-            vocabulary.setdefault(word, len(vocabulary))
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[MASK]"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
-    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=512, **sizes)
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return write_encoder(tmp_path_factory.mktemp("encoder"), DATA)
 
 
 class TestTeachers:
