@@ -21,9 +21,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/featurecache demo
 
-# The whole test suite.
+# The whole test suite, on every core: one thread for each process, since more would only wait for each other.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The tests of crashes, with ten times as many kills, power cuts and races (some minutes).
 torture: setup

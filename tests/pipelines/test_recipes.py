@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tokenizers
 import transformers
 from safetensors.torch import load_file
 
@@ -22,6 +21,7 @@ from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
 from student.tokenizer import train_tokenizer
+from tests.small_encoder import write_encoder
 
 NAME = "pretrained-distillation"
 DATA = "synthetic-text:80"
@@ -401,21 +401,7 @@ class TestCarriedOut:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A transformers folder with random weights and a tokenizer of words."""
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[MASK]": 2}
-    source = open_data([DATA], splits=["train"])["train"]
-    for index in range(len(source)):
-        for word in source[index].encoded.decode().lower().split():
-            vocabulary.setdefault(word, len(vocabulary))
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[MASK]"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
-    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=512, **sizes)
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return write_encoder(tmp_path_factory.mktemp("encoder"), DATA)
 
 
 class TestTeachers:
