@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featurecache.errors import UsageError
 from featurecache.inputs import TextInput
 from featurecache.teachers.random_projection import byte_tokenizer_json
 from student.data import CachedData
@@ -41,6 +42,9 @@ class BagOfBytes(nn.Module):
         weights = inputs["mask"].unsqueeze(2).float()
         mean = (self.embedding(inputs["ids"]) * weights).sum(1) / weights.sum(1)
         return self.dropout(torch.tanh(self.layer(mean)))
+
+    def load_pretrained(self, source: str) -> None:
+        raise UsageError(f"nobody has trained a bag of bytes, {source} neither")
 
     def depths(self) -> dict:
         return {"embedding.weight": 0, "layer.weight": 1, "layer.bias": 1}
