@@ -15,6 +15,7 @@ from featurecache.errors import CorruptCacheError, IdentityError, UsageError, di
 from featurecache.sources import Source, location, open_data
 from featurecache.types import NO_LABEL, Json
 from pipelines.events import Advance, Message, Run, check_one_process
+from pipelines.recipes.alone import alone_in
 from pipelines.recipes.contents import contents
 from pipelines.recipes.page import write_page
 from pipelines.recipes.plan import Case, Stage, plan_cases
@@ -63,10 +64,11 @@ def run_recipe(
         return {"stages": {stage.folder: _standing(stage, work) for stage in stages}}
     read = contents(work.data, [case.sections for case in cases], limit=limit)
     _begin(given, work, source.fingerprint(), read)
-    for number, stage in enumerate(stages, 1):
-        if _record(stage, work).get("result") is None:
-            yield Message(f"stage {number} of {len(stages)}: {_told(stage)}")
-            yield from _carried_out(stage, work)
+    with alone_in(work.out / "stages"):
+        for number, stage in enumerate(stages, 1):
+            if _record(stage, work).get("result") is None:
+                yield Message(f"stage {number} of {len(stages)}: {_told(stage)}")
+                yield from _carried_out(stage, work)
     records = {stage.folder: _record(stage, work) for stage in stages}
     results = results_of(given, cases, records, command=_command(recipe, places, out, scale, changes, varied))
     _keep_student(cases, work, results)

@@ -17,6 +17,7 @@ from pipelines import extract_cache, finish, run_recipe
 from pipelines.recipes import recipe as recipe_module
 from pipelines.recipes import run as running
 from pipelines.recipes import stages
+from pipelines.recipes.alone import alone_in
 from pipelines.recipes.plan import plan_cases
 from pipelines.recipes.recipe import known_recipes, read_recipe
 from student.start import start_place
@@ -317,6 +318,12 @@ class TestCarriedOut:
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(UsageError, match="a recipe takes one process, and torchrun started 2"):
             carried_out(tmp_path / "out")
+
+    def test_two_at_once_in_one_folder_are_refused(self, tmp_path):
+        whole = carried_out(tmp_path, arms="distillation")
+        with alone_in(tmp_path / "stages"), pytest.raises(UsageError, match="another process is at work in"):
+            carried_out(tmp_path, arms="distillation")
+        assert carried_out(tmp_path, arms="distillation") == whole
 
     def test_a_folder_of_something_else_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("mine")
