@@ -13,6 +13,7 @@ import numpy as np
 
 from featurecache.errors import CorruptCacheError, IdentityError, UsageError, differences
 from featurecache.sources import Source, location, open_data
+from featurecache.teachers import resolve_name
 from featurecache.types import NO_LABEL, Json
 from pipelines.events import Advance, Message, Run, check_one_process
 from pipelines.recipes.alone import alone_in
@@ -83,10 +84,12 @@ def run_recipe(
 
 
 def _check_data(source: Source, cases: Sequence[Case]) -> None:
-    """Raises UsageError for what would else be found out when the teacher has been paid for."""
+    """Raises UsageError, UnknownNameError or TeacherError for what would else be found out when OUT has been begun."""
     labels = int(np.count_nonzero(source.labels != NO_LABEL))
     for case in cases:
         run, teacher = case.sections["run"], case.sections["teacher"]
+        if not (teacher["cache"] or teacher["probabilities"]):
+            resolve_name(teacher["model"])
         if "tokenizer" in case.sections and source.modality != "text":
             raise UsageError("this recipe is for texts, and these data are images")
         if run.get("labels", 0) > labels:

@@ -472,6 +472,8 @@ class TestTeachers:
     def test_what_is_no_teacher_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match=r"teacher.adapt is 'prob'"):
             carried_out(tmp_path / "out", "teacher.adapt=prob")
+        with pytest.raises(UnknownNameError, match="no teacher is called 'mnilm'"):
+            carried_out(tmp_path / "out", "teacher.model=mnilm")
         with pytest.raises(UsageError, match=r"cannot read teacher.probabilities none.csv"):
             carried_out(tmp_path / "out", "teacher.probabilities=none.csv")
         assert not (tmp_path / "out").exists()
